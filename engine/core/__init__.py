@@ -1,0 +1,1 @@
+"""The shared core: standard library only, no clock, no randomness."""

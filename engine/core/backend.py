@@ -1,0 +1,108 @@
+"""What stands behind the seam: the Backend protocol, and the request as a backend and a workload know it.
+
+The true length of an output is known here and only here. The scheduler sees a `Request` (engine.core.request), which
+holds what a server can know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.core.plan import StepPlan, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; temperature 0 is greedy. Sequence i of a request draws from the stream seed + i."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """0: off."""
+    top_p: float = 1.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSpec:
+    """One request of a workload.
+
+    `num_output_tokens` is the oracle: the length that the trace recorded, at which the backend ends each sequence.
+    None leaves the end to stop tokens and `max_tokens`. `prompt_token_ids` None marks a trace of lengths only.
+    """
+
+    request_id: str
+    arrival_ns: int
+    num_prompt_tokens: int
+    max_tokens: int
+    num_output_tokens: int | None = None
+    n: int = 1
+    """Sequences sampled in parallel from the one prompt."""
+    priority: int = 0
+    """Lower goes first."""
+    prompt_token_ids: tuple[int, ...] | None = None
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompt_tokens", "max_tokens", "n"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"request {self.request_id}: {name} is {getattr(self, name)}, must be at least 1"
+                )
+        if self.num_output_tokens is not None and self.num_output_tokens < 1:
+            raise ValueError(f"request {self.request_id}: num_output_tokens must be at least 1")
+        if self.arrival_ns < 0:
+            raise ValueError(
+                f"request {self.request_id}: arrival_ns is {self.arrival_ns}, must not be negative"
+            )
+        if self.prompt_token_ids is not None and len(self.prompt_token_ids) != self.num_prompt_tokens:
+            raise ValueError(
+                f"request {self.request_id}: {len(self.prompt_token_ids)} prompt token ids, "
+                f"but num_prompt_tokens is {self.num_prompt_tokens}"
+            )
+
+    def length_limit(self, max_model_len: int) -> int:
+        """Tokens, prompt included, at which a sequence of this request ends if no stop token ends it before."""
+        num_output_tokens = self.max_tokens if self.num_output_tokens is None else self.num_output_tokens
+        return min(self.num_prompt_tokens + min(num_output_tokens, self.max_tokens), max_model_len)
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The memory that a backend found at start-up. It does not change afterwards."""
+
+    num_blocks: int
+    """Device blocks."""
+    num_host_blocks: int
+    block_size: int
+    """Tokens a block."""
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ValueError(f"block_size is {self.block_size}, must be at least 1 token")
+        if self.num_blocks < 1:
+            raise ValueError(
+                "the KV pool has no room for a single block: raise the memory budget or lower the block size"
+            )
+        if self.num_host_blocks < 0:
+            raise ValueError(f"num_host_blocks is {self.num_host_blocks}, must not be negative")
+
+
+class Backend(Protocol):
+    """Executes plans, for real or by a cost model.
+
+    `submit` must not block; `collect` waits for the ticket. Tickets are collected in the order of submission. A backend
+    learns of a request by `add` before any plan names it, and keeps its state until `drop`.
+    """
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    def add(self, spec: RequestSpec) -> None: ...
+
+    def submit(self, plan: StepPlan) -> object: ...
+
+    def collect(self, ticket: object) -> StepResult: ...
+
+    def drop(self, request_id: str) -> None: ...

@@ -1,0 +1,185 @@
+"""The words spoken across the seam: a scheduler plans a step, a backend executes it, the scheduler commits.
+
+Everything here is inert data. A plan names blocks and token positions, never tensors, clocks or token values, so
+the same plan can be priced by a simulator, run by an engine, written to a journal and compared byte for byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+
+class Chunk(NamedTuple):
+    """Some consecutive tokens of one request, computed in one step.
+
+    There are no prefill and decode phases: a decode is the chunk of one token that brings a request up to date.
+    Until its prompt is computed, a request with several sequences (parallel sampling) computes as one; from then
+    on each of its live sequences computes the same positions with tokens of its own.
+    """
+
+    request_id: str
+    start: int
+    """Position of the first token; KV of all positions below it is in the pool."""
+    num_tokens: int
+    """Tokens to compute for each sequence: positions start to start + num_tokens - 1."""
+    seqs: tuple[int, ...]
+    """The sequences that compute this chunk."""
+    samples: tuple[int, ...]
+    """The sequences that get their next token from the chunk's last position; empty if more of it is to come."""
+
+
+class TableUpdate(NamedTuple):
+    """The block table of one sequence, from entry `first` to its end, is now `block_ids`.
+
+    Covers admission and swap-in (first = 0), growth, and copy-on-write (the last entry replaced). A backend that
+    does `del table[first:]; table.extend(block_ids)` on its own copy has the tables of the block manager for every
+    chunk of the plan.
+    """
+
+    request_id: str
+    seq: int
+    first: int
+    block_ids: tuple[int, ...]
+
+
+class TransferKind(StrEnum):
+    SWAP_OUT = "swap_out"
+    """Device blocks to host blocks."""
+    SWAP_IN = "swap_in"
+    """Host blocks to device blocks."""
+    COPY = "copy"
+    """Device blocks to device blocks: copy-on-write."""
+
+
+class Transfer(NamedTuple):
+    """Whole blocks to move before the step computes, src[i] to dst[i].
+
+    Transfers take effect in the order of the plan, so a block freed by one may be the target of a later one.
+    """
+
+    kind: TransferKind
+    request_id: str
+    src: tuple[int, ...]
+    dst: tuple[int, ...]
+
+
+class PreemptionKind(StrEnum):
+    SWAP = "swap"
+    RECOMPUTE = "recompute"
+
+
+class Preemption(NamedTuple):
+    """A running request lost its device blocks in this step."""
+
+    request_id: str
+    kind: PreemptionKind
+    num_tokens: int
+    """Tokens with KV at that moment, summed over its sequences: kept by a swap, lost by recomputation."""
+    fell_back: bool
+    """A swap was wanted, but the host pool had no room for it."""
+
+
+class Rejection(NamedTuple):
+    """A request that can never run to its end under the limits in force, and why."""
+
+    request_id: str
+    reason: str
+
+
+class PoolState(NamedTuple):
+    """Queue lengths (requests) and memory after `schedule`, before the step is executed."""
+
+    num_running: int
+    num_waiting: int
+    num_swapped: int
+    num_free_blocks: int
+    num_free_host_blocks: int
+    num_kv_tokens: int
+    """Token slots of the device pool that hold KV; a slot shared by several sequences counts once."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step: what to move, what to compute, and what was decided about whom."""
+
+    step_id: int
+    """Number of the plan, from 0."""
+    chunks: tuple[Chunk, ...]
+    """In batch order; at most one a request."""
+    updates: tuple[TableUpdate, ...]
+    transfers: tuple[Transfer, ...]
+    preemptions: tuple[Preemption, ...]
+    """In the order in which the victims were taken."""
+    admitted: tuple[str, ...]
+    """Requests that left the waiting queue, the once recomputed among them."""
+    resumed: tuple[str, ...]
+    """Requests swapped in."""
+    rejections: tuple[Rejection, ...]
+    num_tokens: int
+    """Tokens computed in this step, over all chunks and sequences."""
+    after: PoolState
+
+
+class FinishReason(StrEnum):
+    """Why a sequence, or a whole request, came to its end."""
+
+    STOP = "stop"
+    """A stop token was sampled."""
+    LENGTH = "length"
+    """The length that the trace recorded, max_tokens or the model's window was reached."""
+    ABORTED = "aborted"
+    REJECTED = "rejected"
+
+
+class Finish(NamedTuple):
+    """A sequence that ended with the token sampled in this step; decided behind the seam."""
+
+    request_id: str
+    seq: int
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What became of a plan. Every sequence in a chunk's `samples` has gained one token."""
+
+    duration_ns: int
+    """Measured or modelled."""
+    finished: tuple[Finish, ...] = ()
+    """In batch order."""
+    token_ids: Mapping[tuple[str, int], int] | None = None
+    """The token sampled for each (request, sequence); None in simulation, where only numbers are known."""
+    parts_ns: Mapping[str, float] = field(default_factory=dict[str, float])
+    """The duration as a named sum (linear, attention, transfers, ...), where the backend can tell."""
+
+
+class EventKind(StrEnum):
+    ADDED = "added"
+    SCHEDULED = "scheduled"
+    """Computed its first token."""
+    PREEMPTED = "preempted"
+    RESUMED = "resumed"
+    """Swapped in, or admitted again to be recomputed."""
+    FIRST_TOKEN = "first_token"
+    SEQUENCE_FINISHED = "sequence_finished"
+    """One sequence of a parallel-sampling request ended, others go on."""
+    FINISHED = "finished"
+    ABORTED = "aborted"
+    REJECTED = "rejected"
+
+
+ENDINGS = (EventKind.FINISHED, EventKind.ABORTED, EventKind.REJECTED)
+"""A request ends with exactly one of these."""
+
+
+class Event(NamedTuple):
+    """One turn in the life of a request."""
+
+    time_ns: int
+    request_id: str
+    kind: EventKind
+    detail: str
+    """Finish reason, preemption kind, or the reason of a rejection."""

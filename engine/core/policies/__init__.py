@@ -1,0 +1,1 @@
+"""One file an axis. What a policy is asked stands in `base`."""

@@ -1,0 +1,109 @@
+"""May a request take memory now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.core.policies.base import State
+from engine.core.request import Request
+
+
+def _too_big(request: Request, num_blocks: int, num_allowed: int, state: State) -> str | None:
+    if num_blocks <= num_allowed:
+        return None
+    return (
+        f"{request.num_tokens} tokens need {num_blocks} blocks of {state.kv.block_size}, and the pool allows "
+        f"{num_allowed} of its {state.kv.num_blocks}: give it more blocks or send a shorter request"
+    )
+
+
+def _too_long(request: Request, state: State) -> str | None:
+    if request.num_prompt_tokens < state.limits.max_model_len:
+        return None
+    return (
+        f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for an output within the model's "
+        f"window of {state.limits.max_model_len}: send a shorter prompt or scale the lengths of the workload"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FullPrompt:
+    """A request enters when blocks for all its tokens are free, though it may take them chunk by chunk.
+
+    vLLM V1 with `scheduler_reserve_full_isl`. A share `watermark` of the pool stays free unless nothing runs.
+    """
+
+    watermark: float = 0.0
+    screens_arrivals: bool = True
+
+    def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
+        """Longer than the window, or than the whole pool."""
+        num_blocks = state.kv.blocks_to_hold(request)
+        return _too_long(request, state) or _too_big(request, num_blocks, state.kv.num_blocks, state)
+
+    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+        """All its tokens fit now."""
+        return self.resume(state.kv.blocks_to_hold(request), state)
+
+    def resume(self, num_blocks: int, state: State) -> bool:
+        """What it held fits now."""
+        reserve = int(self.watermark * state.kv.num_blocks) if state.is_busy else 0
+        return num_blocks + reserve <= state.kv.num_free
+
+    def headroom(self, request: Request) -> int:
+        """Only what it needs."""
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class FirstChunk(FullPrompt):
+    """A request enters when its next chunk fits: the fullest batches, and the most preemptions.
+
+    vLLM V1 without `scheduler_reserve_full_isl`.
+    """
+
+    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+        """Its next chunk fits now."""
+        return self.resume(state.kv.blocks_for(num_new_tokens), state)
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """A request enters when its tokens fit and a share of the pool stays free (vLLM V0's block manager).
+
+    Two habits of vLLM 0.4.2 are part of it. A running request wants one free block for each of its sequences, due or
+    not (`headroom_per_seq`). And a request is looked at only at the head of the queue, its length compared after the
+    token budget has clipped it. Where 0.4.2 could wait for ever, because the watermark can never be met, a request
+    may come back as soon as nothing else runs.
+    """
+
+    fraction: float = 0.01
+    headroom_per_seq: int = 1
+    screens_arrivals: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.fraction < 1:
+            raise ValueError(f"admission.fraction is {self.fraction}, must be at least 0 and below 1")
+
+    def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
+        """More tokens in a step than the window, or more blocks than the pool without the watermark."""
+        if num_new_tokens > state.limits.max_model_len:
+            return _too_long(request, state)
+        num_allowed = state.kv.num_blocks - self._reserve(state)
+        return _too_big(request, state.kv.blocks_to_hold(request), num_allowed, state)
+
+    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+        """All its tokens fit above the watermark."""
+        return state.kv.num_free - state.kv.blocks_to_hold(request) >= self._reserve(state)
+
+    def resume(self, num_blocks: int, state: State) -> bool:
+        """What it held, and what it may need next, fits above the watermark."""
+        reserve = self._reserve(state) if state.is_busy else 0
+        return state.kv.num_free - num_blocks >= reserve
+
+    def headroom(self, request: Request) -> int:
+        """One block for each sequence that computes."""
+        return self.headroom_per_seq * len(request.seqs)
+
+    def _reserve(self, state: State) -> int:
+        return int(self.fraction * state.kv.num_blocks)

@@ -1,0 +1,190 @@
+"""The axes along which schedulers differ: one protocol each.
+
+A policy is a small frozen dataclass. It sees the state of the scheduler, changes nothing, and decides from what has
+happened so far. Whatever it sorts by ends in the request id, so that no tie is left to chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from engine.core.kv_cache import KVCache
+from engine.core.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a step and a request may not exceed."""
+
+    max_num_seqs: int
+    """Sequences that run at the same time."""
+    max_num_batched_tokens: int
+    """Token budget of a step."""
+    max_model_len: int
+    """Tokens of a sequence, prompt included: the model's window."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name} is {getattr(self, name)}, must be at least 1")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"limits.max_num_batched_tokens ({self.max_num_batched_tokens}) is less than limits.max_num_seqs "
+                f"({self.max_num_seqs}): a step could not give every sequence one token"
+            )
+
+
+class State(Protocol):
+    """What a policy may look at."""
+
+    @property
+    def kv(self) -> KVCache: ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def running(self) -> Sequence[Request]: ...
+
+    @property
+    def is_busy(self) -> bool:
+        """Some request runs, those that entered in this very step included."""
+        ...
+
+
+class Order(Protocol):
+    """Who is next in a queue."""
+
+    @property
+    def sorts(self) -> tuple[str, ...]:
+        """The queues ("waiting", "running", "swapped") kept in the order of `key`; others stay as they came."""
+        ...
+
+    @property
+    def ages(self) -> bool:
+        """The key depends on the time, so that queues are sorted anew in each step."""
+        ...
+
+    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
+        """Lowest first; the last element is the request id."""
+        ...
+
+
+class Admission(Protocol):
+    """May a request take memory now: on entering, on growing, on coming back."""
+
+    @property
+    def screens_arrivals(self) -> bool:
+        """Ask `never` when a request arrives, not only when it is at the head of the queue."""
+        ...
+
+    def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
+        """Why the request could not even enter an empty pool; None if it could.
+
+        `num_new_tokens` is what the next step would compute of it: all it lacks, less where the budget clips it.
+        """
+        ...
+
+    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+        """A waiting request may start; the pool has at least the blocks of its first chunk."""
+        ...
+
+    def resume(self, num_blocks: int, state: State) -> bool:
+        """A swapped request may come back, which takes `num_blocks`."""
+        ...
+
+    def headroom(self, request: Request) -> int:
+        """Free blocks that a request must find before it goes on, even if it needs fewer."""
+        ...
+
+
+class Verbs(Protocol):
+    """What a batching program is written in; implemented by engine.core.step.Step."""
+
+    @property
+    def num_swapped(self) -> int:
+        """Requests still swapped out."""
+        ...
+
+    @property
+    def is_busy(self) -> bool: ...
+
+    @property
+    def num_chunks(self) -> int:
+        """Requests that compute something in this step, so far."""
+        ...
+
+    @property
+    def num_preemptions(self) -> int:
+        """Victims of this step, so far."""
+        ...
+
+    def continue_running(self) -> None:
+        """Running requests get what they are behind by; where memory is short, others are preempted."""
+        ...
+
+    def resume_swapped(self, *, whole: bool = False) -> None:
+        """Swapped requests come back and compute in the same step, clipped to the token budget unless `whole`."""
+        ...
+
+    def admit_waiting(self) -> None:
+        """Waiting requests enter, head of the queue first, until one does not fit."""
+        ...
+
+    def put_prefills_first(self) -> None:
+        """Lay out the batch and the running queue as vLLM 0.4.2 does with chunked prefill."""
+        ...
+
+
+class Batching(Protocol):
+    """How the token budget of a step is shared: a short program over the three verbs."""
+
+    @property
+    def splits_prompts(self) -> bool:
+        """A prompt may be spread over steps (chunked prefill)."""
+        ...
+
+    def fill(self, step: Verbs) -> None:
+        """Run the program for one step."""
+        ...
+
+
+class Victim(Protocol):
+    """Whom to preempt when a running request finds no block."""
+
+    def choose(self, running: Sequence[Request]) -> Request:
+        """One of the running requests, in queue order; it may be the one in need."""
+        ...
+
+
+class Restore(Protocol):
+    """How a victim comes back."""
+
+    def swaps(self, victim: Request, state: State) -> bool:
+        """Keep its KV in the host pool (True), or drop it and compute it again (False).
+
+        If the host pool has no room for it, it is recomputed whatever is answered here.
+        """
+        ...
+
+
+class Reservation(Protocol):
+    """How much memory is set aside ahead of need."""
+
+    def num_tokens(self, request: Request, num_tokens: int, state: State) -> int:
+        """Tokens to hold blocks for when `num_tokens` are about to be computed; not fewer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """One choice for each axis: all that two schedulers differ in."""
+
+    order: Order
+    admission: Admission
+    batching: Batching
+    victim: Victim
+    restore: Restore
+    reservation: Reservation

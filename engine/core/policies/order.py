@@ -1,0 +1,51 @@
+"""Who is next in the queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.core.request import Request
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Fcfs:
+    """First come, first served.
+
+    Queues are in the order in which requests joined them, and a victim of recomputation rejoins at the head. vLLM 0.4.2 also
+    sorts `running` and `swapped` by arrival whenever it visits them: name them in `sorts` for that.
+    """
+
+    sorts: tuple[str, ...] = ()
+    ages: bool = False
+
+    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
+        """By arrival."""
+        return (request.arrival_ns, request.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Priority:
+    """Lower priority number first, then arrival (vLLM V1's priority queue).
+
+    With `ageing_per_s` > 0 a request gains that much priority for each second since its arrival, so that none
+    starves: the effective priority is priority - ageing_per_s x wait.
+    """
+
+    ageing_per_s: float = 0.0
+    sorts: tuple[str, ...] = ("waiting",)
+
+    def __post_init__(self) -> None:
+        if self.ageing_per_s < 0:
+            raise ValueError(f"order.ageing_per_s is {self.ageing_per_s}, must not be negative")
+
+    @property
+    def ages(self) -> bool:
+        """All requests age alike, so their order never changes with time alone."""
+        return False
+
+    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
+        """priority - a (now - arrival) orders like priority + a arrival: `now` is the same for all."""
+        aged = request.priority + self.ageing_per_s * request.arrival_ns / NS_PER_S
+        return (aged, request.arrival_ns, request.id)

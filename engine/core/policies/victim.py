@@ -1,0 +1,26 @@
+"""Whom to preempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.core.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class LastAdmitted:
+    """The tail of the running queue (vLLM, Sarathi-Serve, Vidur): the oldest always gets through."""
+
+    def choose(self, running: Sequence[Request]) -> Request:
+        """The last one."""
+        return running[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class LowestPriority:
+    """The highest priority number, the latest arrival among equals (vLLM V1 with priority scheduling)."""
+
+    def choose(self, running: Sequence[Request]) -> Request:
+        """The worst (priority, arrival, id)."""
+        return max(running, key=lambda request: (request.priority, request.arrival_ns, request.id))

@@ -1,0 +1,76 @@
+"""A request as a server knows it: lengths so far, limits, and one number for its progress."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from engine.core.backend import RequestSpec
+
+
+class Status(StrEnum):
+    """Where a request is: in which queue, and so where its block tables point."""
+
+    WAITING = "waiting"
+    """Holds no blocks."""
+    RUNNING = "running"
+    """Holds device blocks."""
+    SWAPPED = "swapped"
+    """Holds host blocks."""
+    ENDED = "ended"
+
+
+class Request:
+    """One prompt and the `n` sequences sampled from it.
+
+    The sequences advance together, so one pair of numbers describes them all: each has `num_tokens` tokens, of which
+    `num_computed_tokens` have their KV in the pool. The request is behind by the difference; a step gives it some
+    of that. Positions below `num_prompt_tokens` are computed once and shared; from there on, each live sequence
+    has tokens of its own.
+    """
+
+    __slots__ = (
+        "arrival_ns", "id", "live", "max_tokens", "n", "num_computed_tokens", "num_preemptions", "num_prefill_tokens",
+        "num_prompt_tokens", "num_tokens", "num_writable_slots", "priority", "status", "tables",
+    )  # fmt: skip
+
+    def __init__(self, spec: RequestSpec) -> None:
+        self.id = spec.request_id
+        self.arrival_ns = spec.arrival_ns
+        self.num_prompt_tokens = spec.num_prompt_tokens
+        self.max_tokens = spec.max_tokens
+        self.n = spec.n
+        self.priority = spec.priority
+        self.status = Status.WAITING
+        self.live: tuple[int, ...] = tuple(range(spec.n))
+        """Sequences that have not ended."""
+        self.num_tokens = spec.num_prompt_tokens
+        """Length of each live sequence, prompt included; the newest token has no KV yet."""
+        self.num_computed_tokens = 0
+        self.num_prefill_tokens = spec.num_prompt_tokens
+        """Length at the last admission: below it a chunk is prefill, recomputation included."""
+        self.num_preemptions = 0
+        self.num_writable_slots = 0
+        """Positions below this lie in blocks that the backend knows of and that no other sequence shares."""
+        self.tables: dict[int, list[int]] = {}
+        """Block table of each sequence; one table only until the prompt is computed. Owned by KVCache."""
+
+    @property
+    def seqs(self) -> tuple[int, ...]:
+        """The sequences that compute the next chunk: the first one for all, as long as that lies in the prompt."""
+        if self.num_computed_tokens < self.num_prompt_tokens:
+            return self.live[:1]
+        return self.live
+
+    @property
+    def num_kv_slots(self) -> int:
+        """Slots that hold KV of this request, shared ones counted once."""
+        if self.num_computed_tokens <= self.num_prompt_tokens:
+            return self.num_computed_tokens
+        branch = self.num_computed_tokens - self.num_prompt_tokens
+        return self.num_prompt_tokens + branch * len(self.live)
+
+    def __repr__(self) -> str:
+        return (
+            f"Request({self.id!r}, {self.status.value}, {self.num_computed_tokens}/{self.num_tokens} tokens, "
+            f"live={self.live}, tables={self.tables})"
+        )

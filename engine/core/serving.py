@@ -1,0 +1,66 @@
+"""Scheduler, backend and observers joined. A driver adds the one thing that is missing: time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from engine.core.backend import Backend, RequestSpec
+from engine.core.plan import ENDINGS, Event, StepPlan, StepResult
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler
+
+
+class Observer(Protocol):
+    """Sees everything, decides nothing: run log, progress bar, journal."""
+
+    def arrived(self, spec: RequestSpec, now_ns: int) -> None: ...
+
+    def stepped(
+        self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
+    ) -> None: ...
+
+
+class Flight(NamedTuple):
+    """A plan that the backend is executing."""
+
+    plan: StepPlan
+    ticket: object
+    start_ns: int
+
+
+class Serving:
+    """The three verbs of a step in the order in which every driver needs them."""
+
+    def __init__(self, scheduler: Scheduler, backend: Backend, observers: Sequence[Observer] = ()) -> None:
+        self.scheduler = scheduler
+        self.backend = backend
+        self.observers = observers
+
+    def arrive(self, spec: RequestSpec, now_ns: int) -> None:
+        """A request enters; if it can never fit, the scheduler says so in the events of the next step."""
+        self.backend.add(spec)
+        for observer in self.observers:
+            observer.arrived(spec, now_ns)
+        self.scheduler.add(Request(spec), now_ns)
+
+    def begin(self, now_ns: int) -> Flight | None:
+        """Plan a step and hand it to the backend; None if there is nothing to do."""
+        plan = self.scheduler.schedule(now_ns)
+        if plan is None:
+            return None
+        return Flight(plan, self.backend.submit(plan), now_ns)
+
+    def collect(self, flight: Flight) -> StepResult:
+        """Wait for the backend."""
+        return self.backend.collect(flight.ticket)
+
+    def finish(self, flight: Flight, result: StepResult, now_ns: int) -> list[Event]:
+        """Commit the step and tell the observers; ended requests leave the backend."""
+        events = self.scheduler.commit(flight.plan, result, now_ns)
+        for event in events:
+            if event.kind in ENDINGS:
+                self.backend.drop(event.request_id)
+        for observer in self.observers:
+            observer.stepped(flight.plan, result, flight.start_ns, now_ns, events)
+        return events

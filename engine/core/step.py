@@ -1,0 +1,329 @@
+"""One step under construction: the three verbs of a batching program, and preemption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from engine.core.plan import (
+    Chunk,
+    EventKind,
+    PoolState,
+    Preemption,
+    PreemptionKind,
+    Rejection,
+    StepPlan,
+    TableUpdate,
+    Transfer,
+)
+from engine.core.request import Request, Status
+
+if TYPE_CHECKING:
+    from engine.core.kv_cache import KVCache
+    from engine.core.policies.base import Limits
+    from engine.core.scheduler import Scheduler
+
+
+class Step:
+    """Collects the parts of a StepPlan while a batching program runs.
+
+    Blocks move at once; progress does not: `num_computed_tokens` changes when the step is committed. Who enters, and who
+    is preempted, joins another queue only when the plan is closed, so the verbs may be called in any order and no
+    verb sees the doings of another as its own input.
+    """
+
+    def __init__(self, scheduler: Scheduler, now_ns: int) -> None:
+        self._scheduler = scheduler
+        self._policies = scheduler.policies
+        self._now_ns = now_ns
+        self.kv: KVCache = scheduler.kv
+        self.limits: Limits = scheduler.limits
+        self.budget = scheduler.limits.max_num_batched_tokens
+        """Tokens that this step may still compute."""
+        self.chunks: dict[Request, Chunk] = {}
+        self.updates: dict[Request, list[TableUpdate]] = {}
+        self.transfers: list[Transfer] = []
+        self.preempted: list[tuple[Request, Preemption]] = []
+        self.admitted: list[Request] = []
+        self.resumed: list[Request] = []
+        self.rejections: list[Rejection] = []
+        self._entrants: list[Request] = []
+        """Admitted or resumed, not yet in the running queue."""
+
+    # What batching programs and other policies may ask.
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """The running queue; who enters in this step joins it at the end."""
+        return self._scheduler.running
+
+    @property
+    def is_busy(self) -> bool:
+        """Some request runs, those that entered in this step included."""
+        return bool(self._scheduler.running or self._entrants)
+
+    @property
+    def num_swapped(self) -> int:
+        """Requests still swapped out, the victims of this step not counted."""
+        return len(self._scheduler.swapped)
+
+    @property
+    def num_chunks(self) -> int:
+        """Requests that compute something, so far."""
+        return len(self.chunks)
+
+    @property
+    def num_preemptions(self) -> int:
+        """Victims so far."""
+        return len(self.preempted)
+
+    # The three verbs.
+
+    def continue_running(self) -> None:
+        """Each running request gets what it is behind by, in queue order, while the token budget lasts.
+
+        Ends early when a request in need was itself the victim: nobody behind it had more to give.
+        """
+        running = self._scheduler.running
+        running.arrange(self._now_ns)
+        chunks = self.chunks
+        # While there is a free block for every sequence that runs, no decode can fail to find one.
+        tight = self.kv.num_free < self._scheduler.num_running_seqs
+        index = 0
+        while index < len(running) and self.budget > 0:
+            request = running[index]
+            start = request.num_computed_tokens
+            is_decode = request.num_tokens - start == 1 and start >= request.num_prefill_tokens
+            if (
+                is_decode
+                and start < request.num_writable_slots
+                and not tight
+                and len(request.live) <= self.budget
+            ):
+                chunks[request] = Chunk(request.id, start, 1, request.live, request.live)
+                self.budget -= len(request.live)
+                index += 1
+                continue
+            num_tokens = self._clip(request)
+            if num_tokens == 0:
+                break
+            before = len(running)
+            if not self._make_room(request, num_tokens):
+                break
+            if len(running) < before:
+                index = running.index(request)
+            self._schedule(request, num_tokens)
+            tight = self.kv.num_free < self._scheduler.num_running_seqs
+            index += 1
+
+    def resume_swapped(self, *, whole: bool = False) -> None:
+        """Swapped requests come back in queue order, each computing in this step, until one does not fit.
+
+        A request that lacks more than the token budget of an empty step is clipped even if `whole` is asked for:
+        it could never come back otherwise, and would block those behind it (as it does in vLLM 0.4.2).
+        """
+        swapped = self._scheduler.swapped
+        swapped.arrange(self._now_ns)
+        while swapped:
+            request = swapped[0]
+            num_tokens = self._clip(request)
+            behind = self._behind(request)
+            if whole and behind * len(request.seqs) <= self.limits.max_num_batched_tokens:
+                num_tokens = behind if num_tokens == behind else 0
+            needed = self.kv.num_blocks_held(request) + self._blocks_needed(request, max(1, num_tokens))
+            if needed > self.kv.num_blocks:
+                self._reject(
+                    swapped, f"it outgrew the pool: it needs {needed} blocks, there are {self.kv.num_blocks}"
+                )
+                continue
+            if not self._policies.admission.resume(needed, self):
+                break
+            if num_tokens == 0 or not self._has_seats(request):
+                break
+            swapped.pop(0)
+            self.transfers.append(self.kv.swap_in(request))
+            self.resumed.append(request)
+            self._scheduler.num_kv_tokens += request.num_kv_slots
+            self._enter(request, num_tokens)
+
+    def admit_waiting(self) -> None:
+        """Waiting requests enter in queue order until one does not fit; one that never can is rejected."""
+        waiting = self._scheduler.waiting
+        waiting.arrange(self._now_ns)
+        while waiting:
+            request = waiting[0]
+            num_tokens = behind = self._behind(request)
+            if self._policies.batching.splits_prompts:
+                num_tokens = min(behind, self.budget)
+            reason = self._never(request, num_tokens)
+            if reason is not None:
+                self._reject(waiting, reason)
+                continue
+            if not self._policies.admission.enter(request, num_tokens, self):
+                break
+            if self.kv.blocks_due(request, self._held(request, num_tokens)) > self.kv.num_free:
+                break
+            if num_tokens == 0 or num_tokens > self.budget or not self._has_seats(request):
+                break
+            waiting.pop(0)
+            self.admitted.append(request)
+            request.num_prefill_tokens = request.num_tokens
+            self._enter(request, num_tokens)
+
+    # How a request gets its tokens.
+
+    def _behind(self, request: Request) -> int:
+        """Tokens that each of its sequences lacks; up to the end of the prompt while they share that."""
+        if len(request.live) > 1 and request.num_computed_tokens < request.num_prompt_tokens:
+            return request.num_prompt_tokens - request.num_computed_tokens
+        return request.num_tokens - request.num_computed_tokens
+
+    def _clip(self, request: Request) -> int:
+        """What the token budget allows of it."""
+        return min(self._behind(request), self.budget // len(request.seqs))
+
+    def _has_seats(self, request: Request) -> bool:
+        """Its sequences fit under max_num_seqs."""
+        return self._scheduler.num_running_seqs + len(request.live) <= self.limits.max_num_seqs
+
+    def _never(self, request: Request, num_tokens: int) -> str | None:
+        """Why a waiting request can never enter."""
+        if num_tokens > self.limits.max_num_batched_tokens:
+            return (
+                f"{num_tokens} tokens must be computed in one step, and limits.max_num_batched_tokens is "
+                f"{self.limits.max_num_batched_tokens}: raise it, or choose a batching policy that splits prompts"
+            )
+        return self._policies.admission.never(request, num_tokens, self)
+
+    def _enter(self, request: Request, num_tokens: int) -> None:
+        """A request comes into the batch with its first chunk."""
+        request.status = Status.RUNNING
+        self._entrants.append(request)
+        self._scheduler.num_running_seqs += len(request.live)
+        self._prepare(request, num_tokens)
+        self._schedule(request, num_tokens)
+
+    def _schedule(self, request: Request, num_tokens: int) -> None:
+        """Put a chunk into the plan."""
+        seqs = request.seqs
+        start = request.num_computed_tokens
+        samples = request.live if start + num_tokens == request.num_tokens else ()
+        self.chunks[request] = Chunk(request.id, start, num_tokens, seqs, samples)
+        self.budget -= num_tokens * len(seqs)
+
+    # Memory.
+
+    def _held(self, request: Request, num_tokens: int) -> int:
+        """Length to have blocks for when its next `num_tokens` are computed, reservations included."""
+        return self._policies.reservation.num_tokens(request, request.num_computed_tokens + num_tokens, self)
+
+    def _blocks_needed(self, request: Request, num_tokens: int) -> int:
+        """Free blocks it must find to compute its next `num_tokens`."""
+        due = self.kv.blocks_due(request, self._held(request, num_tokens))
+        return max(due, self._policies.admission.headroom(request))
+
+    def _prepare(self, request: Request, num_tokens: int) -> None:
+        """Make its next positions writable, with what the reservation policy sets aside beyond them."""
+        updates, copies = self.kv.prepare(request, self._held(request, num_tokens))
+        self.updates[request] = updates
+        self.transfers += copies
+
+    def _make_room(self, request: Request, num_tokens: int) -> bool:
+        """Preempt until a running request can compute `num_tokens`; False if it had to go itself."""
+        needed = self._blocks_needed(request, num_tokens)
+        while self.kv.num_free < needed:
+            victim = self._policies.victim.choose(self._scheduler.running)
+            self._preempt(victim)
+            if victim is request:
+                return False
+        if request.num_computed_tokens + num_tokens > request.num_writable_slots:
+            self._prepare(request, num_tokens)
+        return True
+
+    def _preempt(self, victim: Request) -> None:
+        """Take a running request out of the step and its blocks away, to the host pool or for good."""
+        chunk = self.chunks.pop(victim, None)
+        if chunk is not None:
+            self.budget += chunk.num_tokens * len(chunk.seqs)
+        self.updates.pop(victim, None)
+        wanted = self._policies.restore.swaps(victim, self)
+        swaps = wanted and self.kv.num_blocks_held(victim) <= self.kv.host.num_free
+        kind = PreemptionKind.SWAP if swaps else PreemptionKind.RECOMPUTE
+        self.preempted.append(
+            (victim, Preemption(victim.id, kind, victim.num_kv_slots, wanted and not swaps))
+        )
+        victim.num_preemptions += 1
+        self._scheduler.leave_running(victim)
+        if swaps:
+            victim.status = Status.SWAPPED
+            self.transfers.append(self.kv.swap_out(victim))
+        else:
+            victim.status = Status.WAITING
+            self.kv.release(victim, self.kv.device)
+            victim.num_computed_tokens = 0
+
+    def _reject(self, queue: list[Request], reason: str) -> None:
+        """The head of a queue can never go on: it ends here."""
+        request = queue.pop(0)
+        self.rejections.append(Rejection(request.id, reason))
+        self._scheduler.end(request, EventKind.REJECTED, reason, self._now_ns)
+
+    # The end of the step.
+
+    def put_prefills_first(self) -> None:
+        """Batch: admitted, prefills, decodes. Running queue: those without a chunk, admitted, decodes, prefills.
+
+        So vLLM 0.4.2 lays them out with chunked prefill. Nothing is decided by it: it sorts `running` again before the
+        next use.
+        """
+        running = self._scheduler.running
+        idle = [request for request in running if request not in self.chunks]
+        continued = [request for request in running if request in self.chunks]
+        batch, queue = list(self.admitted), [*idle, *self.admitted]
+        prefills, decodes = _split(continued)
+        returned_prefills, returned_decodes = _split(self.resumed)
+        batch += prefills + returned_prefills + decodes + returned_decodes
+        queue += decodes + prefills + returned_decodes + returned_prefills
+        self.chunks = {request: self.chunks[request] for request in batch}
+        running.rearrange(queue)
+        self._entrants.clear()
+
+    def close(self, step_id: int, *, has_news: bool) -> StepPlan | None:
+        """Seat the entrants, queue the victims, and freeze the plan; None if there is nothing to do or to tell."""
+        scheduler = self._scheduler
+        for request in self._entrants:
+            scheduler.running.join(request)
+        for request, preemption in self.preempted:
+            if preemption.kind is PreemptionKind.SWAP:
+                scheduler.swapped.join(request)
+            else:
+                scheduler.waiting.rejoin(request)
+        scheduler.waiting.arrange(self._now_ns)
+        if not (self.chunks or self.preempted or self.rejections or self.transfers or has_news):
+            return None
+        return StepPlan(
+            step_id=step_id,
+            chunks=tuple(self.chunks.values()),
+            updates=tuple(update for updates in self.updates.values() for update in updates),
+            transfers=tuple(self.transfers),
+            preemptions=tuple(preemption for _, preemption in self.preempted),
+            admitted=tuple(request.id for request in self.admitted),
+            resumed=tuple(request.id for request in self.resumed),
+            rejections=tuple(self.rejections),
+            num_tokens=self.limits.max_num_batched_tokens - self.budget,
+            after=PoolState(
+                len(scheduler.running),
+                len(scheduler.waiting),
+                len(scheduler.swapped),
+                self.kv.device.num_free,
+                self.kv.host.num_free,
+                scheduler.num_kv_tokens,
+            ),
+        )
+
+
+def _split(requests: list[Request]) -> tuple[list[Request], list[Request]]:
+    """Requests whose prefill is not complete, and the others."""
+    prefills = [request for request in requests if request.num_computed_tokens < request.num_prefill_tokens]
+    decodes = [request for request in requests if request.num_computed_tokens >= request.num_prefill_tokens]
+    return prefills, decodes

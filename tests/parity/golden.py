@@ -1,0 +1,187 @@
+"""Run a golden scenario through our core with the fake model of the golden traces, and say what it decided."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.core.backend import Capacity, RequestSpec
+from engine.core.plan import (
+    EventKind,
+    Finish,
+    FinishReason,
+    PreemptionKind,
+    StepPlan,
+    StepResult,
+    TransferKind,
+)
+from engine.core.policies.admission import FullPrompt, Watermark
+from engine.core.policies.base import Limits, Policies
+from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst
+from engine.core.policies.order import Fcfs, Priority
+from engine.core.policies.reservation import OnDemand, WholePrompt
+from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
+from engine.core.policies.victim import LastAdmitted, LowestPriority
+from engine.core.laws import LawfulScheduler
+from engine.core.request import Request
+
+GOLDEN = Path(os.environ.get("PAGETWIN_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+NS_PER_STEP = 1_000_000_000
+NS_PER_INDEX = 100_000  # within a step, requests arrive in the order of the file
+
+Record = dict[str, Any]
+
+
+def load(engine: str, name: str) -> tuple[dict[str, Any], list[Record]]:
+    """A scenario and the records of the real scheduler."""
+    folder = GOLDEN / engine
+    scenario = json.loads((folder / f"scen_{name}.json").read_text())
+    path = folder / f"trace_{name}.jsonl"
+    text = (
+        path.read_text()
+        if path.exists()
+        else gzip.decompress((folder / f"{path.name}.gz").read_bytes()).decode()
+    )
+    return scenario, [json.loads(line) for line in text.splitlines()]
+
+
+def names(engine: str, prefix: str = "") -> list[str]:
+    """Scenarios of a folder whose name starts with `prefix`; none if the golden traces are not at hand."""
+    return sorted(path.stem.removeprefix("scen_") for path in (GOLDEN / engine).glob(f"scen_{prefix}*.json"))
+
+
+def policies_v0(config: dict[str, Any]) -> Policies:
+    """What conf/preset/vllm_v0.yaml composes, with the options of the scenario."""
+    restore = {"swap": Swap(), "recompute": Recompute(), None: SwapIfSeveral()}[config["preemption_mode"]]
+    return Policies(
+        order=Fcfs(sorts=("running", "swapped")),
+        admission=Watermark(fraction=config["watermark"]),
+        batching=ArrivalFirstChunked() if config["chunked_prefill"] else PrefillFirst(),
+        victim=LastAdmitted(),
+        restore=restore,
+        reservation=WholePrompt(),
+    )
+
+
+def policies_v1(config: dict[str, Any]) -> Policies:
+    """What conf/preset/vllm_v1.yaml composes, with the options of the scenario."""
+    fcfs = config["policy"] == "fcfs"
+    return Policies(
+        order=Fcfs() if fcfs else Priority(),
+        admission=FullPrompt(),
+        batching=DecodeFirst(),
+        victim=LastAdmitted() if fcfs else LowestPriority(),
+        restore=Recompute(),
+        reservation=OnDemand(),
+    )
+
+
+@dataclass
+class Run:
+    """A scheduler in the hands of the golden step loop: arrivals, schedule, one fake token each, commit."""
+
+    scheduler: LawfulScheduler
+    specs: list[RequestSpec]
+    stops_above_window: bool
+    """V0 ends a sequence when it is longer than max_model_len, V1 when it is as long."""
+
+    @classmethod
+    def of(cls, engine: str, scenario: dict[str, Any]) -> Run:
+        config = scenario["config"]
+        is_v0 = engine == "vllm_v0"
+        # V1 keeps one block as a placeholder, which the number in the scenario includes.
+        num_blocks = config["num_blocks"] - (0 if is_v0 else 1)
+        capacity = Capacity(num_blocks, config.get("num_cpu_blocks", 0), config["block_size"])
+        limits = Limits(config["max_num_seqs"], config["max_num_batched_tokens"], config["max_model_len"])
+        policies = policies_v0(config) if is_v0 else policies_v1(config)
+        specs = [
+            RequestSpec(
+                request_id=item["id"],
+                arrival_ns=item["arrival_step"] * NS_PER_STEP + index * NS_PER_INDEX,
+                num_prompt_tokens=len(item["prompt_token_ids"]),
+                max_tokens=item["max_tokens"],
+                n=item.get("n", 1),
+                priority=item.get("priority", 0) if config["policy"] == "priority" else 0,
+            )
+            for index, item in enumerate(scenario["requests"])
+        ]
+        specs.sort(key=lambda spec: spec.arrival_ns)
+        return cls(LawfulScheduler(capacity, limits, policies), specs, stops_above_window=is_v0)
+
+    def with_policies(self, **changes: Any) -> Run:
+        """The same scenario under other policies."""
+        old = self.scheduler
+        capacity = Capacity(old.kv.num_blocks, old.kv.host.num_blocks, old.kv.block_size)
+        scheduler = LawfulScheduler(capacity, old.limits, replace(old.policies, **changes))
+        return Run(scheduler, self.specs, self.stops_above_window)
+
+    def records(self, num_steps: int) -> Iterator[Record]:
+        """One record a step, in the words of the golden traces."""
+        scheduler, position = self.scheduler, 0
+        for step in range(num_steps):
+            now_ns = step * NS_PER_STEP
+            while position < len(self.specs) and self.specs[position].arrival_ns < now_ns + NS_PER_STEP:
+                # All arrivals of a step come before it; their fractions of a step only order them.
+                scheduler.add(Request(self.specs[position]), now_ns)
+                position += 1
+            plan = scheduler.schedule(now_ns)
+            record = self._queues()
+            record |= self._decisions(plan) if plan is not None else {}
+            if plan is not None:
+                record |= self._commit(plan, now_ns)
+            record |= {"free_after": scheduler.kv.num_free, "free_host_after": scheduler.kv.host.num_free}
+            yield {"step": step, **record}
+
+    def _queues(self) -> Record:
+        scheduler = self.scheduler
+        return {
+            "running": [request.id for request in scheduler.running],
+            "waiting": [request.id for request in scheduler.waiting],
+            "swapped": [request.id for request in scheduler.swapped],
+            "free": scheduler.kv.num_free,
+            "free_host": scheduler.kv.host.num_free,
+        }
+
+    def _decisions(self, plan: StepPlan) -> Record:
+        requests = self.scheduler.requests
+        moved = {
+            kind: sum(len(transfer.src) for transfer in plan.transfers if transfer.kind is kind)
+            for kind in TransferKind
+        }
+        return {
+            "tokens": [[chunk.request_id, chunk.num_tokens * len(chunk.seqs)] for chunk in plan.chunks],
+            "prefill": [
+                c.request_id for c in plan.chunks if c.start < requests[c.request_id].num_prefill_tokens
+            ],
+            "swapped_out": [p.request_id for p in plan.preemptions if p.kind is PreemptionKind.SWAP],
+            "recomputed": [p.request_id for p in plan.preemptions if p.kind is PreemptionKind.RECOMPUTE],
+            "swapped_in": list(plan.resumed),
+            "new": [i for i in plan.admitted if requests[i].num_preemptions == 0],
+            "readmitted": [i for i in plan.admitted if requests[i].num_preemptions > 0],
+            "blocks_out": moved[TransferKind.SWAP_OUT],
+            "blocks_in": moved[TransferKind.SWAP_IN],
+            "blocks_copied": moved[TransferKind.COPY],
+            "num_tokens": plan.num_tokens,
+            "rejected": [rejection.request_id for rejection in plan.rejections],
+        }
+
+    def _commit(self, plan: StepPlan, now_ns: int) -> Record:
+        finished = []
+        for chunk in plan.chunks:
+            request = self.scheduler.requests[chunk.request_id]
+            length = request.num_tokens + 1
+            limit = self.scheduler.limits.max_model_len + (1 if self.stops_above_window else 0)
+            if length - request.num_prompt_tokens >= request.max_tokens or length >= limit:
+                finished += [Finish(chunk.request_id, seq, FinishReason.LENGTH) for seq in chunk.samples]
+        forked = [c.request_id for c in plan.chunks if len(c.samples) > len(c.seqs)]
+        events = self.scheduler.commit(plan, StepResult(0, tuple(finished)), now_ns)
+        return {
+            "sampled": [chunk.request_id for chunk in plan.chunks if chunk.samples],
+            "forked": forked,
+            "finished": [event.request_id for event in events if event.kind is EventKind.FINISHED],
+        }
