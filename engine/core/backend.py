@@ -1,7 +1,7 @@
 """What stands behind the seam: the Backend protocol, and the request as a backend and a workload know it.
 
-The true length of an output is known here and only here. The scheduler sees a `Request` (engine.core.request), which
-holds what a server can know.
+The true length of an output is known here and only here. The scheduler sees a `Request`
+(engine.core.request), which holds what a server can know.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from engine.core.plan import StepPlan, StepResult
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn; temperature 0 is greedy. Sequence i of a request draws from the stream seed + i."""
+    """How tokens are drawn; temperature 0 is greedy. Sequence i of a request draws from the stream seed +
+    i.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -28,8 +30,9 @@ class Sampling:
 class RequestSpec:
     """One request of a workload.
 
-    `num_output_tokens` is the oracle: the length that the trace recorded, at which the backend ends each sequence.
-    None leaves the end to stop tokens and `max_tokens`. `prompt_token_ids` None marks a trace of lengths only.
+    `num_output_tokens` is the oracle: the length that the trace recorded, at which the backend ends each
+    sequence. None leaves the end to stop tokens and `max_tokens`. `prompt_token_ids` None marks a trace of
+    lengths only.
     """
 
     request_id: str
@@ -63,7 +66,9 @@ class RequestSpec:
             )
 
     def length_limit(self, max_model_len: int) -> int:
-        """Tokens, prompt included, at which a sequence of this request ends if no stop token ends it before."""
+        """Tokens, prompt included, at which a sequence of this request ends if no stop token ends it
+        before.
+        """
         num_output_tokens = self.max_tokens if self.num_output_tokens is None else self.num_output_tokens
         return min(self.num_prompt_tokens + min(num_output_tokens, self.max_tokens), max_model_len)
 
@@ -92,17 +97,27 @@ class Capacity:
 class Backend(Protocol):
     """Executes plans, for real or by a cost model.
 
-    `submit` must not block; `collect` waits for the ticket. Tickets are collected in the order of submission. A backend
-    learns of a request by `add` before any plan names it, and keeps its state until `drop`.
+    `submit` must not block; `collect` waits for the ticket. Tickets are collected in the order of submission.
+    A backend learns of a request by `add` before any plan names it, and keeps its state until `drop`.
     """
 
     @property
-    def capacity(self) -> Capacity: ...
+    def capacity(self) -> Capacity:
+        """The memory it found."""
+        ...
 
-    def add(self, spec: RequestSpec) -> None: ...
+    def add(self, spec: RequestSpec) -> None:
+        """Learn of a request."""
+        ...
 
-    def submit(self, plan: StepPlan) -> object: ...
+    def submit(self, plan: StepPlan) -> object:
+        """Start a step; returns its ticket."""
+        ...
 
-    def collect(self, ticket: object) -> StepResult: ...
+    def collect(self, ticket: object) -> StepResult:
+        """Wait for a step."""
+        ...
 
-    def drop(self, request_id: str) -> None: ...
+    def drop(self, request_id: str) -> None:
+        """Forget a request that has ended."""
+        ...

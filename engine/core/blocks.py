@@ -8,8 +8,8 @@ from collections.abc import Iterable
 class BlockPool:
     """A fixed number of blocks with reference counts.
 
-    A block is free exactly when its count is 0. Free blocks are reused last in, first out: what was just released is
-    the most likely to be still in a cache.
+    A block is free exactly when its count is 0. Free blocks are reused last in, first out: what was just
+    released is the most likely to be still in a cache.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -27,7 +27,8 @@ class BlockPool:
         """Take `num_blocks` free blocks, each with a reference count of 1.
 
         Raises:
-            MemoryError: fewer are free. Callers ask `num_free` first, so this is a bug in a policy or the scheduler.
+            MemoryError: fewer are free. Callers ask `num_free` first, so this is a bug in a policy or the
+            scheduler.
         """
         if num_blocks > len(self.free):
             raise MemoryError(f"{num_blocks} blocks wanted, {len(self.free)} of {self.num_blocks} are free")

@@ -1,7 +1,7 @@
 """The inputs of the core, written down; replay must give the same plans, byte for byte (law 9).
 
-A journal is a text file of JSON lines: a header, then one line for each call of the four verbs, in order. Lengths
-that only the oracle knows are not in it, so a replay decides from what the scheduler could know.
+A journal is a text file of JSON lines: a header, then one line for each call of the four verbs, in order.
+Lengths that only the oracle knows are not in it, so a replay decides from what the scheduler could know.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def plan_text(plan: StepPlan | None) -> str:
     """A plan as one line of JSON: equal plans, and only those, give equal text."""
     if plan is None:
         return "null"
-    fields = [getattr(plan, name) for name in StepPlan.__dataclass_fields__]
+    fields = [getattr(plan, name) for name in StepPlan.__dataclass_fields__ if name != "chunks"]
+    fields.append(plan.chunks.columns)
     return json.dumps(fields, separators=(",", ":"))
 
 
@@ -95,7 +96,8 @@ class Divergence:
 
 
 def replay(lines: Iterable[str], policies: Policies) -> Divergence | None:
-    """Feed a journal's inputs to a fresh core under `policies`; None if every plan is byte-equal to the recorded one.
+    """Feed a journal's inputs to a fresh core under `policies`; None if every plan is byte-equal to the
+    recorded one.
 
     Raises:
         JournalError: a line is not of a journal, or the journal was written without plans.

@@ -1,7 +1,7 @@
 """Block tables: which physical block holds which positions of which sequence.
 
-A request that runs holds device blocks, one that is swapped out holds host blocks, one that waits holds none. The
-tables themselves lie in `Request.tables`; only this class changes them.
+A request that runs holds device blocks, one that is swapped out holds host blocks, one that waits holds none.
+The tables themselves lie in `Request.tables`; only this class changes them.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ class KVCache:
         request.num_writable_slots = 0  # the last block may be shared, and the backend knows one table only
 
     def swap_out(self, request: Request) -> Transfer:
-        """Move every block of a running request to the host pool; needs `num_blocks_held` free host blocks."""
+        """Move every block of a running request to the host pool; needs `num_blocks_held` free host
+        blocks.
+        """
         return self._move(request, TransferKind.SWAP_OUT, self.device, self.host)
 
     def swap_in(self, request: Request) -> Transfer:
@@ -122,7 +124,8 @@ class KVCache:
     def release(self, request: Request, pool: BlockPool) -> None:
         """Give back all blocks of a request that lie in `pool`."""
         for table in request.tables.values():
-            # From the tail: should a prefix be wanted again, its head is what has the best chance to be there.
+            # From the tail: should a prefix be wanted again, its head is what has the best chance to be
+            # there.
             pool.release(reversed(table))
         request.tables = {}
         request.num_writable_slots = 0

@@ -1,8 +1,8 @@
 """The laws that every run obeys, as functions; `LawfulScheduler` checks them while a run goes on.
 
-Laws 1 and 3 to 7 are checked here, on the scheduler itself. Law 2 (no lost request) needs the whole run: `Ledger`. Law 8 (preemption is
-invisible) and law 9 (determinism) compare runs: `check_same_tokens`, `check_same_plans`. Law 10 (a leap equals
-steps) has nothing to check yet: no driver leaps.
+Laws 1 and 3 to 7 are checked here, on the scheduler itself. Law 2 (no lost request) needs the whole run:
+`Ledger`. Law 8 (preemption is invisible) and law 9 (determinism) compare runs: `check_same_tokens`,
+`check_same_plans`. Law 10 (a leap equals steps) has nothing to check yet: no driver leaps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ class LawBroken(AssertionError):
 
 
 def check_conservation(scheduler: Scheduler) -> None:
-    """Law 1: every block is free or referenced, never both; counts equal the number of tables that hold the block."""
+    """Law 1: every block is free or referenced, never both; counts equal the number of tables that hold the
+    block.
+    """
     requests = scheduler.requests.values()
     device = [request for request in requests if request.status is Status.RUNNING]
     host = [request for request in requests if request.status is Status.SWAPPED]
@@ -63,7 +65,9 @@ def check_nothing_left(scheduler: Scheduler) -> None:
 
 
 def check_exclusive_writes(scheduler: Scheduler, plan: StepPlan) -> None:
-    """Law 4: each position that a step writes lies in a block of the sequence's table that nobody else holds."""
+    """Law 4: each position that a step writes lies in a block of the sequence's table that nobody else
+    holds.
+    """
     block_size = scheduler.kv.block_size
     for chunk in plan.chunks:
         request = scheduler.requests[chunk.request_id]
@@ -94,7 +98,9 @@ def check_budget(plan: StepPlan, limits: Limits, num_blocks: int) -> None:
 
 
 def check_same_tokens(wanted: Mapping[str, Sequence[int]], got: Mapping[str, Sequence[int]]) -> None:
-    """Law 8: two runs of the same requests yield the same tokens, whatever was preempted, swapped or chunked."""
+    """Law 8: two runs of the same requests yield the same tokens, whatever was preempted, swapped or
+    chunked.
+    """
     for request_id in sorted(wanted.keys() | got.keys()):
         if wanted.get(request_id) != got.get(request_id):
             raise LawBroken(8, f"{request_id}: tokens {wanted.get(request_id)} became {got.get(request_id)}")
@@ -137,7 +143,9 @@ class Ledger:
 
 
 class LawfulScheduler(Scheduler):
-    """A scheduler that checks every law after every verb. Costs time in proportion to the pool; decides the same."""
+    """A scheduler that checks every law after every verb. Costs time in proportion to the pool; decides the
+    same.
+    """
 
     def __init__(self, capacity: Capacity, limits: Limits, policies: Policies) -> None:
         super().__init__(capacity, limits, policies)

@@ -1,23 +1,24 @@
 """The words spoken across the seam: a scheduler plans a step, a backend executes it, the scheduler commits.
 
-Everything here is inert data. A plan names blocks and token positions, never tensors, clocks or token values, so
-the same plan can be priced by a simulator, run by an engine, written to a journal and compared byte for byte.
+Everything here is inert data. A plan names blocks and token positions, never tensors, clocks or token values,
+so the same plan can be priced by a simulator, run by an engine, written to a journal and compared byte for
+byte.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 
 class Chunk(NamedTuple):
     """Some consecutive tokens of one request, computed in one step.
 
-    There are no prefill and decode phases: a decode is the chunk of one token that brings a request up to date.
-    Until its prompt is computed, a request with several sequences (parallel sampling) computes as one; from then
-    on each of its live sequences computes the same positions with tokens of its own.
+    There are no prefill and decode phases: a decode is the chunk of one token that brings a request up to
+    date. Until its prompt is computed, a request with several sequences (parallel sampling) computes as one;
+    from then on each of its live sequences computes the same positions with tokens of its own.
     """
 
     request_id: str
@@ -28,15 +29,81 @@ class Chunk(NamedTuple):
     seqs: tuple[int, ...]
     """The sequences that compute this chunk."""
     samples: tuple[int, ...]
-    """The sequences that get their next token from the chunk's last position; empty if more of it is to come."""
+    """The sequences that get their next token from the chunk's last position; empty if more of it is to
+    come.
+    """
+
+
+class Batch(Sequence[Chunk]):
+    """The chunks of a step, in batch order, kept as columns: a sum over a column costs far less than one over
+    objects.
+
+    Iteration and indexing give `Chunk`s.
+    """
+
+    __slots__ = ("num_tokens", "request_ids", "samples", "seqs", "starts")
+
+    def __init__(
+        self,
+        request_ids: Sequence[str],
+        starts: Sequence[int],
+        num_tokens: Sequence[int],
+        seqs: Sequence[tuple[int, ...]],
+        samples: Sequence[tuple[int, ...]],
+    ) -> None:
+        self.request_ids = request_ids
+        self.starts = starts
+        self.num_tokens = num_tokens
+        self.seqs = seqs
+        self.samples = samples
+
+    @classmethod
+    def of(cls, chunks: Iterable[Chunk]) -> Batch:
+        """The columns of some chunks."""
+        columns = list(zip(*chunks, strict=True)) or [()] * 5
+        return cls(*columns)
+
+    @property
+    def columns(self) -> tuple[Sequence[Any], ...]:
+        """The fields of a Chunk, one column each."""
+        return self.request_ids, self.starts, self.num_tokens, self.seqs, self.samples
+
+    def __add__(self, other: Batch) -> Batch:
+        """The chunks of both, those of `other` last."""
+        pairs = zip(self.columns, other.columns, strict=True)
+        return Batch(*([*mine, *theirs] for mine, theirs in pairs))
+
+    def __len__(self) -> int:
+        return len(self.request_ids)
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return map(Chunk._make, zip(*self.columns, strict=True))
+
+    @overload
+    def __getitem__(self, index: int) -> Chunk: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Chunk]: ...
+
+    def __getitem__(self, index: int | slice) -> Chunk | list[Chunk]:
+        return list(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Batch) and list(map(list, self.columns)) == list(map(list, other.columns))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Batch.of({list(self)})"
 
 
 class TableUpdate(NamedTuple):
     """The block table of one sequence, from entry `first` to its end, is now `block_ids`.
 
-    Covers admission and swap-in (first = 0), growth, and copy-on-write (the last entry replaced). A backend that
-    does `del table[first:]; table.extend(block_ids)` on its own copy has the tables of the block manager for every
-    chunk of the plan.
+    Covers admission and swap-in (first = 0), growth, and copy-on-write (the last entry replaced). A backend
+    that does `del table[first:]; table.extend(block_ids)` on its own copy has the tables of the block manager
+    for every chunk of the plan.
     """
 
     request_id: str
@@ -46,6 +113,8 @@ class TableUpdate(NamedTuple):
 
 
 class TransferKind(StrEnum):
+    """Which way blocks move."""
+
     SWAP_OUT = "swap_out"
     """Device blocks to host blocks."""
     SWAP_IN = "swap_in"
@@ -67,6 +136,8 @@ class Transfer(NamedTuple):
 
 
 class PreemptionKind(StrEnum):
+    """What becomes of a victim's KV."""
+
     SWAP = "swap"
     RECOMPUTE = "recompute"
 
@@ -107,8 +178,8 @@ class StepPlan:
 
     step_id: int
     """Number of the plan, from 0."""
-    chunks: tuple[Chunk, ...]
-    """In batch order; at most one a request."""
+    chunks: Batch
+    """In batch order; at most one a request. Any other sequence of chunks that is given becomes a Batch."""
     updates: tuple[TableUpdate, ...]
     transfers: tuple[Transfer, ...]
     preemptions: tuple[Preemption, ...]
@@ -121,6 +192,10 @@ class StepPlan:
     num_tokens: int
     """Tokens computed in this step, over all chunks and sequences."""
     after: PoolState
+
+    def __post_init__(self) -> None:
+        if type(self.chunks) is not Batch:
+            object.__setattr__(self, "chunks", Batch.of(self.chunks))
 
 
 class FinishReason(StrEnum):
@@ -157,6 +232,8 @@ class StepResult:
 
 
 class EventKind(StrEnum):
+    """The turns that a request's life can take."""
+
     ADDED = "added"
     SCHEDULED = "scheduled"
     """Computed its first token."""

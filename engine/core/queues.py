@@ -7,7 +7,9 @@ from engine.core.request import Request
 
 
 class Queue(list[Request]):
-    """Requests in the order in which they joined, or by the order policy if that sorts the queue of this name."""
+    """Requests in the order in which they joined, or by the order policy if that sorts the queue of this
+    name.
+    """
 
     def __init__(self, name: str, order: Order) -> None:
         super().__init__()
@@ -25,7 +27,9 @@ class Queue(list[Request]):
         self._is_sorted = False
 
     def arrange(self, now_ns: int) -> None:
-        """Bring the queue into the order of the policy; nothing to do if nobody joined since the last time."""
+        """Bring the queue into the order of the policy; nothing to do if nobody joined since the last
+        time.
+        """
         order = self._order
         if order is not None and (order.ages or not self._is_sorted):
             self.sort(key=lambda request: order.key(request, now_ns))

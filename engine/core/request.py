@@ -22,15 +22,15 @@ class Status(StrEnum):
 class Request:
     """One prompt and the `n` sequences sampled from it.
 
-    The sequences advance together, so one pair of numbers describes them all: each has `num_tokens` tokens, of which
-    `num_computed_tokens` have their KV in the pool. The request is behind by the difference; a step gives it some
-    of that. Positions below `num_prompt_tokens` are computed once and shared; from there on, each live sequence
-    has tokens of its own.
+    The sequences advance together, so one pair of numbers describes them all: each has `num_tokens` tokens,
+    of which `num_computed_tokens` have their KV in the pool. The request is behind by the difference; a step
+    gives it some of that. Positions below `num_prompt_tokens` are computed once and shared; from there on,
+    each live sequence has tokens of its own.
     """
 
     __slots__ = (
-        "arrival_ns", "id", "live", "max_tokens", "n", "num_computed_tokens", "num_preemptions", "num_prefill_tokens",
-        "num_prompt_tokens", "num_tokens", "num_writable_slots", "priority", "status", "tables",
+        "arrival_ns", "id", "live", "max_tokens", "n", "num_computed_tokens", "num_preemptions",
+        "num_prefill_tokens", "num_prompt_tokens", "num_tokens", "num_writable_slots", "priority", "status", "tables",
     )  # fmt: skip
 
     def __init__(self, spec: RequestSpec) -> None:
@@ -56,7 +56,7 @@ class Request:
 
     @property
     def seqs(self) -> tuple[int, ...]:
-        """The sequences that compute the next chunk: the first one for all, as long as that lies in the prompt."""
+        """The sequences that compute the next chunk; within the prompt the first one does it for all."""
         if self.num_computed_tokens < self.num_prompt_tokens:
             return self.live[:1]
         return self.live

@@ -1,9 +1,9 @@
 """The scheduler: requests wait, run, are preempted and come back, in steps that a backend executes.
 
-A step is three verbs. `schedule` plans it: every running request is behind by some tokens, and the batching policy hands
-out the token budget of the step by `continue_running`, `resume_swapped` and `admit_waiting` (engine.core.step). A
-backend executes the plan. `commit` takes note of what became of it. Nothing here knows what time it is, what a token
-means, or whether the backend is real.
+A step is three verbs. `schedule` plans it: every running request is behind by some tokens, and the batching
+policy hands out the token budget of the step by `continue_running`, `resume_swapped` and `admit_waiting`
+(engine.core.step). A backend executes the plan. `commit` takes note of what became of it. Nothing here knows
+what time it is, what a token means, or whether the backend is real.
 
     waiting --admit--> running --swap out--> swapped
        ^                 |  ^                   |
@@ -16,7 +16,6 @@ from engine.core.backend import Capacity
 from engine.core.kv_cache import KVCache
 from engine.core.plan import (
     ENDINGS,
-    Chunk,
     Event,
     EventKind,
     Finish,
@@ -29,6 +28,8 @@ from engine.core.policies.base import Limits, Policies
 from engine.core.queues import Queue
 from engine.core.request import Request, Status
 from engine.core.step import Step
+
+RUNNING = Status.RUNNING
 
 
 class Scheduler:
@@ -120,12 +121,13 @@ class Scheduler:
         if plan is None:
             return None
         self._num_steps += 1
-        self._in_flight = plan, list(step.chunks)
+        self._in_flight = plan, step.requests
         self._note_moves(step, now_ns)
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
-        """Take note of an executed step: progress, ends of sequences; returns all events since the last commit.
+        """Take note of an executed step: progress, ends of sequences; returns all events since the last
+        commit.
 
         Raises:
             RuntimeError: this plan is not in flight.
@@ -134,15 +136,19 @@ class Scheduler:
         if self._in_flight is None or self._in_flight[0] is not plan:
             raise RuntimeError(f"step {plan.step_id} is not in flight: commit each plan once, in order")
         requests, self._in_flight = self._in_flight[1], None
-        for request, chunk in zip(requests, plan.chunks, strict=True):
-            if request.status is not Status.RUNNING:
-                continue  # aborted while the step ran
-            request.num_computed_tokens += chunk.num_tokens
-            self.num_kv_tokens += chunk.num_tokens * len(chunk.seqs)
-            if chunk.start < request.num_prefill_tokens:
-                self._after_prefill(request, chunk, now_ns)
-            if chunk.samples:
+        batch = plan.chunks
+        self.num_kv_tokens += plan.num_tokens
+        for request, num_tokens, seqs, samples in zip(
+            requests, batch.num_tokens, batch.seqs, batch.samples, strict=True
+        ):
+            if request.status is not RUNNING:  # aborted while the step ran
+                self.num_kv_tokens -= num_tokens * len(seqs)
+                continue
+            request.num_computed_tokens += num_tokens
+            if samples:
                 request.num_tokens += 1
+            if request.num_computed_tokens <= request.num_prefill_tokens:
+                self._after_prefill(request, samples, now_ns)
         for finish in result.finished:
             self._finish(finish, requests, now_ns)
         events, self._events = self._events, []
@@ -163,12 +169,12 @@ class Scheduler:
         del self.requests[request.id]
         self._tell(request, kind, detail, now_ns)
 
-    def _after_prefill(self, request: Request, chunk: Chunk, now_ns: int) -> None:
+    def _after_prefill(self, request: Request, samples: tuple[int, ...], now_ns: int) -> None:
         """The prompt may be complete now: its sequences part, and the first token is there."""
         if request.num_computed_tokens == request.num_prompt_tokens:
             if len(request.live) > 1:
                 self.kv.fork(request)
-            if chunk.samples:
+            if samples:
                 self._tell(request, EventKind.FIRST_TOKEN, "", now_ns)
 
     def _finish(self, finish: Finish, in_flight: list[Request], now_ns: int) -> None:
@@ -176,7 +182,7 @@ class Scheduler:
         request = next((request for request in in_flight if request.id == finish.request_id), None)
         if request is None or finish.seq not in request.live:
             raise ValueError(
-                f"the backend ends sequence {finish.seq} of {finish.request_id!r}, which this step did not run"
+                f"the backend ends sequence {finish.seq} of {finish.request_id!r}, which did not run"
             )
         if request.status is not Status.RUNNING:
             return  # aborted while the step ran
@@ -194,7 +200,8 @@ class Scheduler:
     def _turn_away(self, request: Request) -> str | None:
         """Why an arriving request can never run."""
         if request.n > self.limits.max_num_seqs:
-            return f"n = {request.n} sequences, and limits.max_num_seqs is {self.limits.max_num_seqs}: raise it or lower n"
+            limit = self.limits.max_num_seqs
+            return f"n = {request.n} sequences, and limits.max_num_seqs is {limit}: raise it or lower n"
         if self.policies.admission.screens_arrivals:
             return self.policies.admission.never(request, request.num_tokens, self)
         return None

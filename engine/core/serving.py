@@ -14,11 +14,15 @@ from engine.core.scheduler import Scheduler
 class Observer(Protocol):
     """Sees everything, decides nothing: run log, progress bar, journal."""
 
-    def arrived(self, spec: RequestSpec, now_ns: int) -> None: ...
+    def arrived(self, spec: RequestSpec, now_ns: int) -> None:
+        """A request entered the system."""
+        ...
 
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
-    ) -> None: ...
+    ) -> None:
+        """A step was committed, which lasted from `start_ns` to `end_ns`."""
+        ...
 
 
 class Flight(NamedTuple):
@@ -43,6 +47,13 @@ class Serving:
         for observer in self.observers:
             observer.arrived(spec, now_ns)
         self.scheduler.add(Request(spec), now_ns)
+
+    def abort(self, request_id: str, now_ns: int) -> bool:
+        """A client goes away; the backend lets go of the request when the scheduler tells of its end.
+
+        False if no such request is outstanding.
+        """
+        return self.scheduler.abort(request_id, now_ns)
 
     def begin(self, now_ns: int) -> Flight | None:
         """Plan a step and hand it to the backend; None if there is nothing to do."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.core.plan import (
+    Batch,
     Chunk,
     EventKind,
     PoolState,
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 class Step:
     """Collects the parts of a StepPlan while a batching program runs.
 
-    Blocks move at once; progress does not: `num_computed_tokens` changes when the step is committed. Who enters, and who
-    is preempted, joins another queue only when the plan is closed, so the verbs may be called in any order and no
-    verb sees the doings of another as its own input.
+    Blocks move at once; progress does not: `num_computed_tokens` changes when the step is committed. Who
+    enters, and who is preempted, joins another queue only when the plan is closed, so the verbs may be called
+    in any order and no verb sees the doings of another as its own input.
     """
 
     def __init__(self, scheduler: Scheduler, now_ns: int) -> None:
@@ -40,6 +41,8 @@ class Step:
         self.limits: Limits = scheduler.limits
         self.budget = scheduler.limits.max_num_batched_tokens
         """Tokens that this step may still compute."""
+        self.decodes: list[Request] = []
+        """Get one token for each live sequence; ahead of `chunks` in the batch."""
         self.chunks: dict[Request, Chunk] = {}
         self.updates: dict[Request, list[TableUpdate]] = {}
         self.transfers: list[Transfer] = []
@@ -70,7 +73,7 @@ class Step:
     @property
     def num_chunks(self) -> int:
         """Requests that compute something, so far."""
-        return len(self.chunks)
+        return len(self.decodes) + len(self.chunks)
 
     @property
     def num_preemptions(self) -> int:
@@ -82,45 +85,48 @@ class Step:
     def continue_running(self) -> None:
         """Each running request gets what it is behind by, in queue order, while the token budget lasts.
 
-        Ends early when a request in need was itself the victim: nobody behind it had more to give.
+        Ends early when a request in need was itself the victim.
         """
         running = self._scheduler.running
         running.arrange(self._now_ns)
-        chunks = self.chunks
-        # While there is a free block for every sequence that runs, no decode can fail to find one.
-        tight = self.kv.num_free < self._scheduler.num_running_seqs
+        if not self.num_chunks and self._all_decode():
+            return
         index = 0
         while index < len(running) and self.budget > 0:
             request = running[index]
-            start = request.num_computed_tokens
-            is_decode = request.num_tokens - start == 1 and start >= request.num_prefill_tokens
-            if (
-                is_decode
-                and start < request.num_writable_slots
-                and not tight
-                and len(request.live) <= self.budget
-            ):
-                chunks[request] = Chunk(request.id, start, 1, request.live, request.live)
-                self.budget -= len(request.live)
-                index += 1
-                continue
             num_tokens = self._clip(request)
-            if num_tokens == 0:
+            if num_tokens == 0 or not self._make_room(request, num_tokens):
                 break
-            before = len(running)
-            if not self._make_room(request, num_tokens):
-                break
-            if len(running) < before:
-                index = running.index(request)
             self._schedule(request, num_tokens)
-            tight = self.kv.num_free < self._scheduler.num_running_seqs
+            if running[index] is not request:
+                index = running.index(request)  # a victim stood before it
             index += 1
+
+    def _all_decode(self) -> bool:
+        """The common step in one sweep: each sequence that runs gets one token. False if that is not the step
+        due.
+
+        With a free block for every sequence nobody has to ask for room, so this decides what the loop above
+        would.
+        """
+        running, num_seqs = self._scheduler.running, self._scheduler.num_running_seqs
+        if num_seqs > self.kv.num_free or num_seqs > self.budget:
+            return False
+        for request in running:
+            if not request.num_computed_tokens + 1 == request.num_tokens > request.num_prefill_tokens:
+                return False
+        for request in running:
+            if request.num_tokens > request.num_writable_slots:
+                self._prepare(request, 1)
+        self.decodes = running.copy()
+        self.budget -= num_seqs
+        return True
 
     def resume_swapped(self, *, whole: bool = False) -> None:
         """Swapped requests come back in queue order, each computing in this step, until one does not fit.
 
-        A request that lacks more than the token budget of an empty step is clipped even if `whole` is asked for:
-        it could never come back otherwise, and would block those behind it (as it does in vLLM 0.4.2).
+        A request that lacks more than the token budget of an empty step is clipped even if `whole` is asked
+        for: it could never come back otherwise, and would block those behind it (as it does in vLLM 0.4.2).
         """
         swapped = self._scheduler.swapped
         swapped.arrange(self._now_ns)
@@ -191,7 +197,7 @@ class Step:
         if num_tokens > self.limits.max_num_batched_tokens:
             return (
                 f"{num_tokens} tokens must be computed in one step, and limits.max_num_batched_tokens is "
-                f"{self.limits.max_num_batched_tokens}: raise it, or choose a batching policy that splits prompts"
+                f"{self.limits.max_num_batched_tokens}: raise it, or choose a batching that splits prompts"
             )
         return self._policies.admission.never(request, num_tokens, self)
 
@@ -271,11 +277,17 @@ class Step:
     # The end of the step.
 
     def put_prefills_first(self) -> None:
-        """Batch: admitted, prefills, decodes. Running queue: those without a chunk, admitted, decodes, prefills.
+        """Batch: admitted, prefills, decodes. Running queue: those without a chunk, admitted, decodes,
+        prefills.
 
-        So vLLM 0.4.2 lays them out with chunked prefill. Nothing is decided by it: it sorts `running` again before the
-        next use.
+        So vLLM 0.4.2 lays them out with chunked prefill. Nothing is decided by it: it sorts `running` again
+        before the next use.
         """
+        self.chunks |= {
+            request: Chunk(request.id, request.num_computed_tokens, 1, request.live, request.live)
+            for request in self.decodes
+        }
+        self.decodes = []
         running = self._scheduler.running
         idle = [request for request in running if request not in self.chunks]
         continued = [request for request in running if request in self.chunks]
@@ -288,8 +300,30 @@ class Step:
         running.rearrange(queue)
         self._entrants.clear()
 
+    @property
+    def requests(self) -> list[Request]:
+        """Those that compute something, in batch order."""
+        return [*self.decodes, *self.chunks]
+
+    def _batch(self) -> Batch:
+        """The chunks of the plan, decodes first."""
+        others = Batch.of(self.chunks.values())
+        if not self.decodes:
+            return others
+        live = [request.live for request in self.decodes]
+        decodes = Batch(
+            [request.id for request in self.decodes],
+            [request.num_computed_tokens for request in self.decodes],
+            [1] * len(live),
+            live,
+            live,
+        )
+        return decodes + others if others else decodes
+
     def close(self, step_id: int, *, has_news: bool) -> StepPlan | None:
-        """Seat the entrants, queue the victims, and freeze the plan; None if there is nothing to do or to tell."""
+        """Seat the entrants, queue the victims, and freeze the plan; None if there is nothing to do or to
+        tell.
+        """
         scheduler = self._scheduler
         for request in self._entrants:
             scheduler.running.join(request)
@@ -299,11 +333,11 @@ class Step:
             else:
                 scheduler.waiting.rejoin(request)
         scheduler.waiting.arrange(self._now_ns)
-        if not (self.chunks or self.preempted or self.rejections or self.transfers or has_news):
+        if not (self.num_chunks or self.preempted or self.rejections or self.transfers or has_news):
             return None
         return StepPlan(
             step_id=step_id,
-            chunks=tuple(self.chunks.values()),
+            chunks=self._batch(),
             updates=tuple(update for updates in self.updates.values() for update in updates),
             transfers=tuple(self.transfers),
             preemptions=tuple(preemption for _, preemption in self.preempted),

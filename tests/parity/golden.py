@@ -1,4 +1,6 @@
-"""Run a golden scenario through our core with the fake model of the golden traces, and say what it decided."""
+"""Run a golden scenario through our core with the fake model of the golden traces, and say what it
+decided.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.backend import Capacity, RequestSpec
+from engine.core.laws import LawfulScheduler
 from engine.core.plan import (
     EventKind,
     Finish,
@@ -27,7 +30,6 @@ from engine.core.policies.order import Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
 from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
 from engine.core.policies.victim import LastAdmitted, LowestPriority
-from engine.core.laws import LawfulScheduler
 from engine.core.request import Request
 
 GOLDEN = Path(os.environ.get("PAGETWIN_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))

@@ -1,6 +1,7 @@
 """Presets decide what vLLM's real schedulers decided, step for step.
 
-The traces are not part of the repository: set PAGETWIN_GOLDEN to the folder that holds `vllm_v0` and `vllm_v1`.
+The traces are not part of the repository: set PAGETWIN_GOLDEN to the folder that holds `vllm_v0` and
+`vllm_v1`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,9 @@ pytestmark = pytest.mark.skipif(
     not GOLDEN.exists(), reason=f"no golden traces at {GOLDEN}; see PAGETWIN_GOLDEN"
 )
 
-EMPTY: Record = {
-    "tokens": [], "prefill": [], "swapped_out": [], "recomputed": [], "swapped_in": [], "new": [], "readmitted": [],
-    "blocks_out": 0, "blocks_in": 0, "blocks_copied": 0, "num_tokens": 0, "rejected": [], "sampled": [], "forked": [],
-    "finished": [],
-}  # fmt: skip
+LISTS = ["tokens", "prefill", "swapped_out", "recomputed", "swapped_in", "new", "readmitted", "rejected", "sampled", "forked", "finished"]
+COUNTS = ["blocks_out", "blocks_in", "blocks_copied", "num_tokens"]
+EMPTY: Record = {key: [] for key in LISTS} | dict.fromkeys(COUNTS, 0)
 
 
 def expected_v0(golden: Record) -> Record:
@@ -87,10 +86,12 @@ def first_difference(run: Run, wanted: list[Record], position: dict[str, int] | 
 
 
 DIVERGENCES = {
-    # With chunked prefill, 0.4.2 swaps a request in only with all the tokens it lacks. r40 lacks more than the token
-    # budget, never returns and blocks all behind it (here from step 711 to the end). Ours comes back in clipped chunks.
+    # With chunked prefill, 0.4.2 swaps a request in only with all the tokens it lacks. r40 lacks more than
+    # the token budget, never returns and blocks all behind it (here from step 711 to the end). Ours comes
+    # back in clipped chunks.
     "v0_chunked_livelock_a": (711, "tokens"),
-    # A swapped request that outgrew the pool is dropped by 0.4.2 with its host blocks: 48 of 200 leak. Ours are freed.
+    # A swapped request that outgrew the pool is dropped by 0.4.2 with its host blocks: 48 of 200 leak. Ours
+    # are freed.
     "v0_outgrow_swap_a": (197, "free_host"),
     "v0_outgrow_chunked_a": (229, "free_host"),
 }

@@ -21,7 +21,7 @@ def _too_long(request: Request, state: State) -> str | None:
     if request.num_prompt_tokens < state.limits.max_model_len:
         return None
     return (
-        f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for an output within the model's "
+        f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for an output in the model's "
         f"window of {state.limits.max_model_len}: send a shorter prompt or scale the lengths of the workload"
     )
 
@@ -71,10 +71,10 @@ class FirstChunk(FullPrompt):
 class Watermark:
     """A request enters when its tokens fit and a share of the pool stays free (vLLM V0's block manager).
 
-    Two habits of vLLM 0.4.2 are part of it. A running request wants one free block for each of its sequences, due or
-    not (`headroom_per_seq`). And a request is looked at only at the head of the queue, its length compared after the
-    token budget has clipped it. Where 0.4.2 could wait for ever, because the watermark can never be met, a request
-    may come back as soon as nothing else runs.
+    Two habits of vLLM 0.4.2 are part of it. A running request wants one free block for each of its sequences,
+    due or not (`headroom_per_seq`). And a request is looked at only at the head of the queue, its length
+    compared after the token budget has clipped it. Where 0.4.2 could wait for ever, because the watermark can
+    never be met, a request may come back as soon as nothing else runs.
     """
 
     fraction: float = 0.01

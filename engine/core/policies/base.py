@@ -1,7 +1,7 @@
 """The axes along which schedulers differ: one protocol each.
 
-A policy is a small frozen dataclass. It sees the state of the scheduler, changes nothing, and decides from what has
-happened so far. Whatever it sorts by ends in the request id, so that no tie is left to chance.
+A policy is a small frozen dataclass. It sees the state of the scheduler, changes nothing, and decides from
+what has happened so far. Whatever it sorts by ends in the request id, so that no tie is left to chance.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Limits:
                 raise ValueError(f"limits.{name} is {getattr(self, name)}, must be at least 1")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
-                f"limits.max_num_batched_tokens ({self.max_num_batched_tokens}) is less than limits.max_num_seqs "
-                f"({self.max_num_seqs}): a step could not give every sequence one token"
+                f"limits.max_num_batched_tokens ({self.max_num_batched_tokens}) is less than "
+                f"limits.max_num_seqs ({self.max_num_seqs}): a step could not give every sequence one token"
             )
 
 
@@ -40,13 +40,19 @@ class State(Protocol):
     """What a policy may look at."""
 
     @property
-    def kv(self) -> KVCache: ...
+    def kv(self) -> KVCache:
+        """Block tables and pools."""
+        ...
 
     @property
-    def limits(self) -> Limits: ...
+    def limits(self) -> Limits:
+        """What a step and a request may not exceed."""
+        ...
 
     @property
-    def running(self) -> Sequence[Request]: ...
+    def running(self) -> Sequence[Request]:
+        """The running queue."""
+        ...
 
     @property
     def is_busy(self) -> bool:
@@ -59,7 +65,9 @@ class Order(Protocol):
 
     @property
     def sorts(self) -> tuple[str, ...]:
-        """The queues ("waiting", "running", "swapped") kept in the order of `key`; others stay as they came."""
+        """The queues ("waiting", "running", "swapped") kept in the order of `key`; others stay as they
+        came.
+        """
         ...
 
     @property
@@ -83,7 +91,8 @@ class Admission(Protocol):
     def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
         """Why the request could not even enter an empty pool; None if it could.
 
-        `num_new_tokens` is what the next step would compute of it: all it lacks, less where the budget clips it.
+        `num_new_tokens` is what the next step would compute of it: all it lacks, less where the budget clips
+        it.
         """
         ...
 
@@ -109,7 +118,9 @@ class Verbs(Protocol):
         ...
 
     @property
-    def is_busy(self) -> bool: ...
+    def is_busy(self) -> bool:
+        """Some request runs."""
+        ...
 
     @property
     def num_chunks(self) -> int:
@@ -126,7 +137,9 @@ class Verbs(Protocol):
         ...
 
     def resume_swapped(self, *, whole: bool = False) -> None:
-        """Swapped requests come back and compute in the same step, clipped to the token budget unless `whole`."""
+        """Swapped requests come back and compute in the same step, clipped to the token budget unless
+        `whole`.
+        """
         ...
 
     def admit_waiting(self) -> None:

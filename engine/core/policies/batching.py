@@ -1,4 +1,6 @@
-"""How the token budget of a step is shared: programs over continue_running, resume_swapped and admit_waiting."""
+"""How the token budget of a step is shared: programs over continue_running, resume_swapped and
+admit_waiting.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,8 @@ class PrefillFirst:
 class ArrivalFirstChunked:
     """Chunked prefill as vLLM V0 has it: oldest first, and admission in every step.
 
-    A victim rejoins its queue at the end of the step, so a younger request can take the blocks it left. A swapped
-    request comes back only with all that it lacks (`whole`), as in 0.4.2.
+    A victim rejoins its queue at the end of the step, so a younger request can take the blocks it left. A
+    swapped request comes back only with all that it lacks (`whole`), as in 0.4.2.
     """
 
     splits_prompts: bool = True

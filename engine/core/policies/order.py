@@ -13,8 +13,9 @@ NS_PER_S = 1_000_000_000
 class Fcfs:
     """First come, first served.
 
-    Queues are in the order in which requests joined them, and a victim of recomputation rejoins at the head. vLLM 0.4.2 also
-    sorts `running` and `swapped` by arrival whenever it visits them: name them in `sorts` for that.
+    Queues are in the order in which requests joined them, and a victim of recomputation rejoins at the head.
+    vLLM 0.4.2 also sorts `running` and `swapped` by arrival whenever it visits them: name them in `sorts` for
+    that.
     """
 
     sorts: tuple[str, ...] = ()
@@ -46,6 +47,6 @@ class Priority:
         return False
 
     def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
-        """priority - a (now - arrival) orders like priority + a arrival: `now` is the same for all."""
+        """Priority - a (now - arrival) orders like priority + a arrival: `now` is the same for all."""
         aged = request.priority + self.ageing_per_s * request.arrival_ns / NS_PER_S
         return (aged, request.arrival_ns, request.id)
