@@ -29,9 +29,21 @@ class Request:
     """
 
     __slots__ = (
-        "arrival_ns", "id", "live", "max_tokens", "n", "num_computed_tokens", "num_preemptions",
-        "num_prefill_tokens", "num_prompt_tokens", "num_tokens", "num_writable_slots", "priority", "status", "tables",
-    )  # fmt: skip
+        "arrival_ns",
+        "id",
+        "live",
+        "max_tokens",
+        "n",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prefill_tokens",
+        "num_prompt_tokens",
+        "num_tokens",
+        "num_writable_slots",
+        "priority",
+        "status",
+        "tables",
+    )
 
     def __init__(self, spec: RequestSpec) -> None:
         self.id = spec.request_id

@@ -117,6 +117,8 @@ class Step:
                 return False
         for request in running:
             if request.num_tokens > request.num_writable_slots:
+                if self._held(request, 1) > request.num_tokens:
+                    return False  # a reservation may take more than a block for each sequence
                 self._prepare(request, 1)
         self.decodes = running.copy()
         self.budget -= num_seqs

@@ -20,9 +20,23 @@ pytestmark = pytest.mark.skipif(
     not GOLDEN.exists(), reason=f"no golden traces at {GOLDEN}; see PAGETWIN_GOLDEN"
 )
 
-LISTS = ["tokens", "prefill", "swapped_out", "recomputed", "swapped_in", "new", "readmitted", "rejected", "sampled", "forked", "finished"]
-COUNTS = ["blocks_out", "blocks_in", "blocks_copied", "num_tokens"]
-EMPTY: Record = {key: [] for key in LISTS} | dict.fromkeys(COUNTS, 0)
+EMPTY: Record = {
+    "tokens": [],
+    "prefill": [],
+    "swapped_out": [],
+    "recomputed": [],
+    "swapped_in": [],
+    "new": [],
+    "readmitted": [],
+    "rejected": [],
+    "sampled": [],
+    "forked": [],
+    "finished": [],
+    "blocks_out": 0,
+    "blocks_in": 0,
+    "blocks_copied": 0,
+    "num_tokens": 0,
+}
 
 
 def expected_v0(golden: Record) -> Record:

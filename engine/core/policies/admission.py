@@ -21,7 +21,7 @@ def _too_long(request: Request, state: State) -> str | None:
     if request.num_prompt_tokens < state.limits.max_model_len:
         return None
     return (
-        f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for an output in the model's "
+        f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for output in the model's "
         f"window of {state.limits.max_model_len}: send a shorter prompt or scale the lengths of the workload"
     )
 
