@@ -1,0 +1,76 @@
+"""A backend that executes nothing: a cost model gives the time of a step, the trace the ends of requests."""
+
+from __future__ import annotations
+
+from operator import add, ge
+from typing import cast
+
+from engine.core.backend import Capacity, RequestSpec
+from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
+from sim.cost.base import CostModel, features
+
+
+class SimulatedBackend:
+    """The length oracle and the stopwatch of the simulated world.
+
+    A sequence ends with the token that brings it to `spec.length_limit(max_model_len)`. A plan that neither
+    computes nor moves anything takes no time.
+    """
+
+    def __init__(self, capacity: Capacity, cost: CostModel, max_model_len: int) -> None:
+        if max_model_len < 1:
+            raise ValueError(f"max_model_len is {max_model_len}, must be at least 1 token")
+        self._capacity = capacity
+        self._cost = cost
+        self._max_model_len = max_model_len
+        self._limits: dict[str, int] = {}
+        """Positions that a sequence computes in all: its last token is sampled and never computed."""
+
+    @property
+    def capacity(self) -> Capacity:
+        """The pools that this backend pretends to have."""
+        return self._capacity
+
+    def add(self, spec: RequestSpec) -> None:
+        """Learn the true length of a request; ValueError if its id is in use."""
+        if spec.request_id in self._limits:
+            raise ValueError(f"request {spec.request_id} was added twice: ids must be unique within a run")
+        self._limits[spec.request_id] = spec.length_limit(self._max_model_len) - 1
+
+    def submit(self, plan: StepPlan) -> object:
+        """Price the plan and find the sequences that end with it."""
+        finished = self._finished(plan)
+        if not plan.chunks and not plan.transfers:
+            return StepResult(duration_ns=0, finished=finished)
+        parts_ns = self._cost.parts_ns(features(plan))
+        return StepResult(duration_ns=round(sum(parts_ns.values())), finished=finished, parts_ns=parts_ns)
+
+    def collect(self, ticket: object) -> StepResult:
+        """The result that `submit` worked out."""
+        return cast(StepResult, ticket)
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request; ValueError if it is not known."""
+        if self._limits.pop(request_id, None) is None:
+            raise ValueError(
+                f"request {request_id} was dropped, but the backend does not know it: add it first"
+            )
+
+    def _finished(self, plan: StepPlan) -> tuple[Finish, ...]:
+        """The sequences whose token of this step is their last."""
+        batch = plan.chunks
+        try:
+            limits = list(map(self._limits.__getitem__, batch.request_ids))
+        except KeyError as error:
+            raise ValueError(
+                f"plan {plan.step_id} computes request {error}, which the backend does not know: add it first"
+            ) from None
+        ends = map(add, batch.starts, batch.num_tokens)
+        if not any(map(ge, ends, limits)):  # nearly always, and so without a Python loop
+            return ()
+        return tuple(
+            Finish(chunk.request_id, seq, FinishReason.LENGTH)
+            for chunk, limit in zip(batch, limits, strict=True)
+            if chunk.start + chunk.num_tokens >= limit
+            for seq in chunk.samples
+        )

@@ -1,0 +1,131 @@
+"""Fit a cost model to measured steps: non-negative, relative, robust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from sim.cost.base import StepFeatures
+from sim.cost.fitted import Fitted
+from sim.cost.terms import Coefficients, FitReport, terms
+
+KNEES_TOKENS = (0, 4, 8, 16, 32, 64, 128, 256)
+"""Where the slope of the tokens may change; 0 is one slope for all."""
+MIN_STEPS_PER_TERM = 3
+MAX_ROUNDS = 50
+HUBER_THRESHOLD = 1.345
+"""In standard deviations: 95 % efficient on normal errors (Huber and Ronchetti, Robust Statistics, 2009)."""
+
+Floats = NDArray[np.float64]
+
+
+class _Solution(NamedTuple):
+    knee_tokens: int
+    design: Floats
+    """[steps, terms]."""
+    ns_per_term: Floats
+    errors: Floats
+    """(fitted - measured) / measured of each step."""
+    trust: Floats
+    """Weight of each step for its residual: 1 for an ordinary one."""
+
+    @property
+    def loss(self) -> float:
+        """Mean relative error, an outlier counting no more than 1."""
+        return float(np.mean(np.minimum(np.abs(self.errors), 1.0)))
+
+
+def fit(
+    steps: Sequence[StepFeatures], durations_ns: Sequence[int], provenance: Mapping[str, str] | None = None
+) -> Fitted:
+    """The non-negative coefficients that describe the measured durations best, by relative error.
+
+    A few places of the knee are tried, and the one with the smallest error is kept. Raises ValueError if
+    there are too few steps for the terms that occur in them, or if a duration is not positive.
+    """
+    measured_ns = np.asarray(durations_ns, dtype=np.float64)
+    if len(steps) != len(measured_ns):
+        raise ValueError(f"{len(steps)} steps, but {len(measured_ns)} durations")
+    if not np.all(measured_ns > 0):
+        raise ValueError("a duration is not positive: leave out steps that neither compute nor move anything")
+    solutions = [_solve(steps, measured_ns, knee) for knee in _knees(steps)]
+    best = min(solutions, key=lambda solution: (solution.loss, solution.knee_tokens))
+    coefficients = Coefficients(*(float(value) for value in best.ns_per_term))
+    return Fitted(coefficients, best.knee_tokens, _report(best, measured_ns), dict(provenance or {}))
+
+
+def _knees(steps: Sequence[StepFeatures]) -> list[int]:
+    """Candidates with at least a twentieth of the steps on either side, so that both slopes are measured."""
+    if not steps:
+        raise ValueError("no steps to fit a cost model to: calibrate first")
+    low, high = np.quantile([step.num_tokens for step in steps], (0.05, 0.95))
+    return [knee for knee in KNEES_TOKENS if knee == 0 or low <= knee < high]
+
+
+def _solve(steps: Sequence[StepFeatures], measured_ns: Floats, knee_tokens: int) -> _Solution:
+    """Iteratively reweighted non-negative least squares on (fitted - measured) / fitted, Huber's weights.
+
+    Dividing by what was fitted, not by what was measured, keeps the fit from leaning to the lucky fast steps.
+    The divisor stays within a factor of ten of the measurement, so that no step is lost to a bad first round.
+    """
+    design = np.array([terms(step, knee_tokens) for step in steps], dtype=np.float64)
+    seen = design.any(axis=0)
+    if len(steps) < MIN_STEPS_PER_TERM * seen.sum():
+        raise ValueError(
+            f"{len(steps)} measured steps are too few for the {seen.sum()} terms that occur in them: "
+            f"measure at least {MIN_STEPS_PER_TERM * seen.sum()}"
+        )
+    ns_per_term = np.zeros(design.shape[1])
+    trust = np.ones(len(steps))
+    divisor = measured_ns
+    for _ in range(MAX_ROUNDS):
+        before = ns_per_term.copy()
+        ns_per_term[seen] = _weighted_nnls(design[:, seen], measured_ns, np.sqrt(trust) / divisor)
+        fitted_ns = design @ ns_per_term
+        divisor = np.clip(fitted_ns, measured_ns / 10, measured_ns * 10)
+        trust = _huber_weights((fitted_ns - measured_ns) / divisor)
+        if np.allclose(ns_per_term, before, rtol=1e-6):
+            break
+    return _Solution(knee_tokens, design, ns_per_term, fitted_ns / measured_ns - 1, trust)
+
+
+def _weighted_nnls(design: Floats, measured_ns: Floats, weights: Floats) -> Floats:
+    """Minimize |weights (design x - measured)| over x >= 0, the columns scaled to equal norms."""
+    weighted = design * weights[:, None]
+    norms = np.linalg.norm(weighted, axis=0)
+    solution, _ = nnls(weighted / norms, measured_ns * weights)
+    return np.asarray(solution / norms, dtype=np.float64)
+
+
+def _huber_weights(residuals: Floats) -> Floats:
+    """1 up to the threshold, then threshold / residual, in units of 1.4826 x the median absolute residual."""
+    spread = max(1.4826 * float(np.median(np.abs(residuals))), 1e-9)
+    return np.asarray(np.minimum(1.0, HUBER_THRESHOLD * spread / np.maximum(np.abs(residuals), 1e-300)))
+
+
+def _report(solution: _Solution, measured_ns: Floats) -> FitReport:
+    names = [field.name for field in fields(Coefficients)]
+    counts = solution.design.sum(axis=0)
+    term_totals_ns = counts * solution.ns_per_term
+    trusted = solution.trust >= 0.5
+    residuals_ns = (solution.errors * measured_ns)[trusted]
+    variance = float(np.sum((measured_ns[trusted] - measured_ns[trusted].mean()) ** 2))
+    abs_errors = np.abs(solution.errors)
+    return FitReport(
+        num_steps=len(measured_ns),
+        num_outliers=int(np.sum(~trusted)),
+        median_abs_error=float(np.median(abs_errors)),
+        p90_abs_error=float(np.quantile(abs_errors, 0.9)),
+        total_error=float(term_totals_ns.sum() / measured_ns.sum() - 1),
+        r2=1 - float(np.sum(residuals_ns**2)) / variance if variance else 1.0,
+        share_of_term={
+            name: float(total_ns / term_totals_ns.sum())
+            for name, total_ns in zip(names, term_totals_ns, strict=True)
+        },
+        unmeasured=tuple(name for name, count in zip(names, counts, strict=True) if count == 0),
+    )
