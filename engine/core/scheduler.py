@@ -15,7 +15,6 @@ from __future__ import annotations
 from engine.core.backend import Capacity
 from engine.core.kv_cache import KVCache
 from engine.core.plan import (
-    ENDINGS,
     Event,
     EventKind,
     Finish,
@@ -54,6 +53,9 @@ class Scheduler:
         self._now_ns = 0
         self._in_flight: tuple[StepPlan, list[Request]] | None = None
         self._events: list[Event] = []
+        """Since the last commit; the next one returns them."""
+        self._ended: set[str] = set()
+        """Requests whose end has not been told yet: their ids are still taken."""
         self._rejections: list[Rejection] = []
 
     @property
@@ -73,9 +75,10 @@ class Scheduler:
             ValueError: a request with this id is outstanding, or time goes back.
         """
         self._advance(now_ns)
-        if request.id in self.requests:
+        if request.id in self.requests or request.id in self._ended:
             raise ValueError(
-                f"request {request.id!r} is already here: ids must be unique while a request lives"
+                f"request {request.id!r} is already here, or its end has not been told yet: "
+                f"ids must be unique while a request lives"
             )
         self.requests[request.id] = request
         self._tell(request, EventKind.ADDED, "", now_ns)
@@ -117,7 +120,7 @@ class Scheduler:
         step = Step(self, now_ns)
         step.rejections, self._rejections = self._rejections, []
         self.policies.batching.fill(step)
-        plan = step.close(self._num_steps, has_news=any(event.kind in ENDINGS for event in self._events))
+        plan = step.close(self._num_steps, has_news=bool(self._ended))
         if plan is None:
             return None
         self._num_steps += 1
@@ -152,6 +155,7 @@ class Scheduler:
         for finish in result.finished:
             self._finish(finish, requests, now_ns)
         events, self._events = self._events, []
+        self._ended.clear()
         return events
 
     # What happens to a request.
@@ -167,6 +171,7 @@ class Scheduler:
         self.kv.release(request, self.kv.host if request.status is Status.SWAPPED else self.kv.device)
         request.status = Status.ENDED
         del self.requests[request.id]
+        self._ended.add(request.id)
         self._tell(request, kind, detail, now_ns)
 
     def _after_prefill(self, request: Request, samples: tuple[int, ...], now_ns: int) -> None:

@@ -43,10 +43,10 @@ class Serving:
 
     def arrive(self, spec: RequestSpec, now_ns: int) -> None:
         """A request enters; if it can never fit, the scheduler says so in the events of the next step."""
+        self.scheduler.add(Request(spec), now_ns)  # first: it refuses an id that is still in use
         self.backend.add(spec)
         for observer in self.observers:
             observer.arrived(spec, now_ns)
-        self.scheduler.add(Request(spec), now_ns)
 
     def abort(self, request_id: str, now_ns: int) -> bool:
         """A client goes away; the backend lets go of the request when the scheduler tells of its end.

@@ -98,7 +98,7 @@ class Step:
             if num_tokens == 0 or not self._make_room(request, num_tokens):
                 break
             self._schedule(request, num_tokens)
-            if running[index] is not request:
+            if index >= len(running) or running[index] is not request:
                 index = running.index(request)  # a victim stood before it
             index += 1
 
@@ -241,6 +241,8 @@ class Step:
         needed = self._blocks_needed(request, num_tokens)
         while self.kv.num_free < needed:
             victim = self._policies.victim.choose(self._scheduler.running)
+            if victim is request and self._would_run_in_circles(request, num_tokens):
+                break
             self._preempt(victim)
             if victim is request:
                 return False
@@ -248,18 +250,31 @@ class Step:
             self._prepare(request, num_tokens)
         return True
 
+    def _would_run_in_circles(self, request: Request, num_tokens: int) -> bool:
+        """It is alone, due no block, and wants headroom in the middle of its prefill.
+
+        Computed again from the start, it would come to this very point again (as it does in vLLM 0.4.2).
+        """
+        is_alone = len(self._scheduler.running) == 1 and not self._entrants
+        in_prefill = request.num_computed_tokens < request.num_prefill_tokens
+        due = self.kv.blocks_due(request, self._held(request, num_tokens))
+        return is_alone and in_prefill and due <= self.kv.num_free and not self._can_swap(request)
+
+    def _can_swap(self, victim: Request) -> bool:
+        """The restore policy wants to keep its KV, and the host pool has room for it."""
+        wanted = self._policies.restore.swaps(victim, self)
+        return wanted and self.kv.num_blocks_held(victim) <= self.kv.host.num_free
+
     def _preempt(self, victim: Request) -> None:
         """Take a running request out of the step and its blocks away, to the host pool or for good."""
         chunk = self.chunks.pop(victim, None)
         if chunk is not None:
             self.budget += chunk.num_tokens * len(chunk.seqs)
         self.updates.pop(victim, None)
-        wanted = self._policies.restore.swaps(victim, self)
-        swaps = wanted and self.kv.num_blocks_held(victim) <= self.kv.host.num_free
+        swaps = self._can_swap(victim)
         kind = PreemptionKind.SWAP if swaps else PreemptionKind.RECOMPUTE
-        self.preempted.append(
-            (victim, Preemption(victim.id, kind, victim.num_kv_slots, wanted and not swaps))
-        )
+        fell_back = not swaps and self._policies.restore.swaps(victim, self)
+        self.preempted.append((victim, Preemption(victim.id, kind, victim.num_kv_slots, fell_back)))
         victim.num_preemptions += 1
         self._scheduler.leave_running(victim)
         if swaps:
