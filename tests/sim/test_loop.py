@@ -195,7 +195,7 @@ def test_endless_plans_that_compute_nothing_break_law_6() -> None:
 
 
 def test_duplicate_request_is_named() -> None:
-    with pytest.raises(ValueError, match="request a was already here"):
+    with pytest.raises(ValueError, match="request 'a' is already here"):
         serve([spec("a", 0), spec("a", 60)])
 
 
