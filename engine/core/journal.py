@@ -61,8 +61,8 @@ class JournaledScheduler(Scheduler):
             request.n,
             request.priority,
         ]
+        super().add(request, now_ns)  # first, so that a request that was refused leaves no line
         self._sink.write(json.dumps(["add", now_ns, known]) + "\n")
-        super().add(request, now_ns)
 
     def abort(self, request_id: str, now_ns: int) -> bool:
         """Abort a request."""
@@ -109,28 +109,48 @@ def replay(lines: Iterable[str], policies: Policies) -> Divergence | None:
     if not header["with_plans"]:
         raise JournalError("line 1: this journal was written without plans, so there is nothing to compare")
     scheduler = Scheduler(Capacity(*header["capacity"]), Limits(*header["limits"]), policies)
-    plan: StepPlan | None = None
+    player = _Player(scheduler)
     for number, row in rows:
+        try:
+            divergence = player.play(number, row)
+        except JournalError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise JournalError(f"line {number}: {error}") from error
+        if divergence is not None:
+            return divergence
+    return None
+
+
+class _Player:
+    """Feeds lines to a scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._plan: StepPlan | None = None
+
+    def play(self, number: int, row: Any) -> Divergence | None:
+        """One line; the divergence, if its plan comes out otherwise."""
         verb, now_ns, what = row
         if verb == "add":
-            scheduler.add(_request(what), now_ns)
+            self._scheduler.add(_request(what), now_ns)
         elif verb == "abort":
-            scheduler.abort(what, now_ns)
+            self._scheduler.abort(what, now_ns)
         elif verb == "schedule":
-            plan = scheduler.schedule(now_ns)
-            recorded, replayed = json.dumps(what, separators=(",", ":")), plan_text(plan)
+            self._plan = self._scheduler.schedule(now_ns)
+            recorded, replayed = json.dumps(what, separators=(",", ":")), plan_text(self._plan)
             if recorded != replayed:
                 return Divergence(number, recorded, replayed)
-        elif verb == "commit" and plan is not None:
+        elif verb == "commit" and self._plan is not None:
             finished = tuple(
                 Finish(request_id, seq, FinishReason(reason)) for request_id, seq, reason in what
             )
-            scheduler.commit(plan, StepResult(0, finished), now_ns)
+            self._scheduler.commit(self._plan, StepResult(0, finished), now_ns)
         else:
             raise JournalError(
                 f"line {number}: {verb!r} is not a verb of the scheduler, or has no plan to commit"
             )
-    return None
+        return None
 
 
 def _parse(lines: Iterable[str]) -> Iterator[tuple[int, Any]]:

@@ -82,25 +82,25 @@ class Step:
 
     # The three verbs.
 
-    def continue_running(self) -> None:
+    def continue_running(self, *, until_self_preempted: bool = False) -> None:
         """Each running request gets what it is behind by, in queue order, while the token budget lasts.
 
-        Ends early when a request in need was itself the victim.
+        A request in need may itself be the victim. Those behind it go on, unless `until_self_preempted`.
         """
         running = self._scheduler.running
         running.arrange(self._now_ns)
         if not self.num_chunks and self._all_decode():
             return
-        index = 0
-        while index < len(running) and self.budget > 0:
-            request = running[index]
+        for request in running.copy():  # victims leave the queue on the way
+            if request.status is not Status.RUNNING:
+                continue
             num_tokens = self._clip(request)
-            if num_tokens == 0 or not self._make_room(request, num_tokens):
+            if num_tokens == 0:
                 break
-            self._schedule(request, num_tokens)
-            if index >= len(running) or running[index] is not request:
-                index = running.index(request)  # a victim stood before it
-            index += 1
+            if self._make_room(request, num_tokens):
+                self._schedule(request, num_tokens)
+            elif until_self_preempted:
+                break
 
     def _all_decode(self) -> bool:
         """The common step in one sweep: each sequence that runs gets one token. False if that is not the step

@@ -132,8 +132,11 @@ class Verbs(Protocol):
         """Victims of this step, so far."""
         ...
 
-    def continue_running(self) -> None:
-        """Running requests get what they are behind by; where memory is short, others are preempted."""
+    def continue_running(self, *, until_self_preempted: bool = False) -> None:
+        """Running requests get what they are behind by; where memory is short, others are preempted.
+
+        Where the one in need must itself go, those behind it have their turn, unless `until_self_preempted`.
+        """
         ...
 
     def resume_swapped(self, *, whole: bool = False) -> None:

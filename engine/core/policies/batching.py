@@ -73,7 +73,7 @@ class DecodeFirst:
 
     def fill(self, step: Verbs) -> None:
         """Continue, and take others only if nobody had to go."""
-        step.continue_running()
+        step.continue_running(until_self_preempted=True)
         if step.num_preemptions:
             return
         step.resume_swapped()
