@@ -1,0 +1,107 @@
+"""How rows become requests: lengths within the window, limits, priorities and sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.core.backend import RequestSpec, Sampling
+from sim.streams import stream
+from sim.workloads.base import IntArray, Rows, WorkloadError
+from sim.workloads.transform import FITS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Options that every workload has; what is left to chance depends on (seed, row), so slices agree."""
+
+    fit_lengths: str = "scale"
+    """What to do with requests longer than the model's window: scale, clip or none (see transform.py)."""
+    fit_quantile: float = 0.99
+    """scale: this share of the requests fits by scaling alone, longer ones are clipped. 1: none are."""
+    max_tokens: int | None = None
+    """The limit on output tokens that the server is told; None: what the window leaves, as vLLM's default."""
+    n: int = 1
+    """Sequences sampled in parallel from each prompt."""
+    priorities: Mapping[int, float] | None = None
+    """Priority (lower goes first) -> weight with which it is drawn; None: all 0."""
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_token_ids: Sequence[int] = ()
+
+    def __post_init__(self) -> None:
+        weights = {0: 1.0} if self.priorities is None else self.priorities
+        rules = (
+            ("fit_lengths", self.fit_lengths in FITS, f"choose one of {', '.join(FITS)}"),
+            ("fit_quantile", 0 < self.fit_quantile <= 1, "must be above 0 and at most 1"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "must be at least 1, or null"),
+            ("n", self.n >= 1, "must be at least 1"),
+            ("priorities", _are_weights(weights), "must map whole numbers to weights: {0: 0.9, 1: 0.1}"),
+            ("temperature", 0 <= self.temperature < np.inf, "must not be negative (0 is greedy)"),
+            ("top_k", self.top_k >= 0, "must not be negative (0 is off)"),
+            ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1 (1 is off)"),
+        )
+        for name, holds, advice in rules:
+            if not holds:
+                raise WorkloadError(f"{name} is {getattr(self, name)!r}: {advice}")
+
+    def specs(self, rows: Rows, max_model_len: int, seed: int) -> list[RequestSpec]:
+        """The requests of these rows, for a window of `max_model_len` tokens of prompt and output."""
+        if max_model_len < 2:
+            raise WorkloadError(
+                f"max_model_len is {max_model_len}: must be 2 or more: a prompt token, an output token"
+            )
+        rows = FITS[self.fit_lengths](rows, max_model_len, self.fit_quantile)
+        num_drawn = int(rows.number.max()) + 1
+        id_digits = max(5, len(str(num_drawn - 1)))
+        columns = (
+            rows.number,
+            rows.arrival_ns,
+            rows.num_prompt_tokens,
+            rows.num_output_tokens,
+            self._priorities(seed, num_drawn)[rows.number],
+            stream(seed, "workload/sampling seeds").integers(2**48, size=num_drawn)[rows.number],
+        )
+        return [
+            RequestSpec(
+                request_id=f"r{number:0{id_digits}d}",
+                arrival_ns=arrival_ns,
+                num_prompt_tokens=num_prompt_tokens,
+                max_tokens=self._max_tokens(max_model_len - num_prompt_tokens),
+                num_output_tokens=num_output_tokens,
+                n=self.n,
+                priority=priority,
+                sampling=self._sampling(sampling_seed),
+            )
+            for number, arrival_ns, num_prompt_tokens, num_output_tokens, priority, sampling_seed in zip(
+                *(column.tolist() for column in columns), strict=True
+            )
+        ]
+
+    def _max_tokens(self, room_tokens: int) -> int:
+        """At least 1 even for a prompt that leaves no room: that request is for the scheduler to reject."""
+        limit = room_tokens if self.max_tokens is None else min(self.max_tokens, room_tokens)
+        return max(limit, 1)
+
+    def _sampling(self, seed: int) -> Sampling:
+        return Sampling(self.temperature, self.top_k, self.top_p, seed, tuple(self.stop_token_ids))
+
+    def _priorities(self, seed: int, num_drawn: int) -> IntArray:
+        if self.priorities is None:
+            return np.zeros(num_drawn, np.int64)
+        weights = np.array(list(self.priorities.values()), np.float64)
+        rng = stream(seed, "workload/priorities")
+        return rng.choice(
+            np.array(list(self.priorities), np.int64), size=num_drawn, p=weights / weights.sum()
+        )
+
+
+def _are_weights(weights: Mapping[int, float]) -> bool:
+    return (
+        all(isinstance(priority, int) for priority in weights)
+        and all(0 <= weight < np.inf for weight in weights.values())
+        and sum(weights.values()) > 0
+    )

@@ -1,0 +1,137 @@
+"""Reading CSV and JSON lines into columns of whole numbers; errors name the file, the line and the column.
+
+Line numbers are those that an editor shows. A bad cell stops the run before it starts: guessing a length
+would change the experiment in silence.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+
+from sim.workloads.base import IntArray, WorkloadError
+
+_LOG = logging.getLogger(__name__)
+_MAX_TOKENS = 2**31 - 1
+
+Parse = Callable[[object], int]
+"""Turns a cell into a whole number; its ValueError says what is wrong, as the end of a sentence."""
+
+
+class Record(NamedTuple):
+    """One request as the file has it."""
+
+    line: int
+    cells: Mapping[str, object]
+
+
+def token_count(cell: object) -> int:
+    """A length in tokens: 374, "374" or "374.0" (which pandas writes for a column with gaps)."""
+    try:
+        number = float(cell) if isinstance(cell, str | int | float) and not isinstance(cell, bool) else None
+    except (ValueError, OverflowError):
+        number = None
+    if number is not None and number < 0:
+        raise ValueError("is negative")
+    if number is None or not number.is_integer():
+        raise ValueError("is not a whole number of tokens")
+    if number > _MAX_TOKENS:
+        raise ValueError("is too large for a number of tokens")
+    return int(number)
+
+
+@contextmanager
+def open_trace(path: str | None, source: str) -> Iterator[TextIO]:
+    """Open a trace as text; where it cannot be read, say where to get one (`source`)."""
+    if path is None:
+        raise WorkloadError(f"workload.path must name the trace (where to get it: {source})")
+    if not Path(path).is_file():
+        raise WorkloadError(f"workload.path: there is no file {path} (where to get it: {source})")
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise WorkloadError(f"{path}: not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise WorkloadError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def csv_records(file: TextIO, columns: Iterable[str]) -> Iterator[Record]:
+    """The rows of a CSV file whose header names these columns, among others; empty lines are skipped."""
+    reader = csv.reader(file, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise WorkloadError(
+                f"{file.name}: no column {' or '.join(missing)} in its header; "
+                f"columns found: {', '.join(header) or 'none'}"
+            )
+        for row in reader:
+            if row and len(row) != len(header):
+                raise WorkloadError(
+                    f"{file.name}, line {reader.line_num}: {len(row)} cells instead of {len(header)}"
+                )
+            if row:
+                yield Record(reader.line_num, dict(zip(header, row, strict=True)))
+    except csv.Error as error:
+        raise WorkloadError(f"{file.name}, line {reader.line_num}: not CSV: {error}") from None
+
+
+def json_records(file: TextIO, fields: Iterable[str]) -> Iterator[Record]:
+    """The objects of a file with one JSON object a line, each with these fields; empty lines are skipped."""
+    names = list(fields)
+    for line, text in enumerate(file, start=1):
+        if not text.strip():
+            continue
+        try:
+            cells = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise WorkloadError(
+                f"{file.name}, line {line}: not JSON: {error.msg} at character {error.colno}"
+            ) from None
+        if not isinstance(cells, dict):
+            raise WorkloadError(f"{file.name}, line {line}: not a JSON object")
+        missing = [name for name in names if name not in cells]
+        if missing:
+            raise WorkloadError(
+                f"{file.name}, line {line}: no field {' or '.join(missing)}; "
+                f"fields found: {', '.join(cells) or 'none'}"
+            )
+        yield Record(line, cells)
+
+
+def parse_columns(file: TextIO, records: Iterable[Record], parsers: Mapping[str, Parse]) -> list[IntArray]:
+    """The parsed columns, in the order of `parsers`."""
+    rows = [[_parse(file.name, record, name, parse) for name, parse in parsers.items()] for record in records]
+    if not rows:
+        raise WorkloadError(f"{file.name}: the trace is empty: it holds no request")
+    return list(np.array(rows, np.int64).T)
+
+
+def _parse(path: str, record: Record, name: str, parse: Parse) -> int:
+    cell = record.cells[name]
+    try:
+        return parse(cell)
+    except ValueError as error:
+        raise WorkloadError(f"{path}, line {record.line}, column {name}: {cell!r} {error}") from None
+
+
+def at_least_one(path: str, name: str, lengths: IntArray) -> IntArray:
+    """Raise zeros to 1 and log how many there were.
+
+    A request without a prompt cannot be computed, and one without an output still costs a step.
+    """
+    num_zeros = int(np.count_nonzero(lengths == 0))
+    if num_zeros:
+        _LOG.warning(
+            "%s: %d of %d requests have %s 0; served as 1 token", path, num_zeros, len(lengths), name
+        )
+    return np.maximum(lengths, 1)
