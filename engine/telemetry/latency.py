@@ -1,0 +1,89 @@
+"""Latencies of requests, as `vllm bench serve` defines them, counted from the scheduled arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+PERCENTILES = (90, 95, 99)
+
+
+def distribution(values: ArrayLike, name: str, unit: str) -> dict[str, float]:
+    """Mean, median, standard deviation and percentiles as `mean_<name>_<unit>` and so on.
+
+    NaN values (undefined) are left out; without values every statistic is NaN. Percentiles interpolate
+    linearly and the deviation is the population's: the defaults of numpy, as in `vllm bench serve`.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    sample = sample[~np.isnan(sample)]
+    if not len(sample):
+        sample = np.array([np.nan])
+    statistics = {"mean": sample.mean(), "median": np.median(sample), "std": sample.std()}
+    statistics |= {f"p{q}": np.percentile(sample, q, method="linear") for q in PERCENTILES}
+    return {f"{statistic}_{name}_{unit}": float(value) for statistic, value in statistics.items()}
+
+
+def latencies(requests: pd.DataFrame) -> pd.DataFrame:
+    """One row for each finished request, indexed by request_id: ttft_ms, tpot_ms, e2el_ms and their stages.
+
+    TTFT = first token - arrival; E2EL = last token - arrival; TPOT = (E2EL - TTFT) / (output tokens - 1),
+    NaN for a single token; queue time = first scheduled - arrival; prefill time = first token - first
+    scheduled; decode time = last - first token; normalized latency = E2EL / output tokens, in s a token
+    (Orca; vLLM, section 6.1). A request with several sequences counts the output tokens of the longest: its
+    sequences advance together.
+    """
+    finished = requests[requests["status"] == "finished"]
+    times = {
+        name: finished[f"{name}_ns"].to_numpy(dtype=np.int64)
+        for name in ("arrival", "first_scheduled", "first_token", "last_token")
+    }
+    num_tokens = np.array([counts.max() for counts in finished["seq_num_output_tokens"]], dtype=np.float64)
+    decode_ms = (times["last_token"] - times["first_token"]) / 1e6
+    e2el_ms = (times["last_token"] - times["arrival"]) / 1e6
+    gaps = np.where(num_tokens > 1, num_tokens - 1, np.nan)
+    columns = {
+        "ttft_ms": (times["first_token"] - times["arrival"]) / 1e6,
+        "tpot_ms": decode_ms / gaps,
+        "e2el_ms": e2el_ms,
+        "queue_ms": (times["first_scheduled"] - times["arrival"]) / 1e6,
+        "prefill_ms": (times["first_token"] - times["first_scheduled"]) / 1e6,
+        "decode_ms": decode_ms,
+        "normalized_latency_s": e2el_ms / 1e3 / num_tokens,
+    }
+    return pd.DataFrame(columns, index=pd.Index(finished["request_id"], name="request_id"), dtype="float64")
+
+
+def inter_token_ms(requests: pd.DataFrame) -> Floats:
+    """ITL: the gaps between consecutive tokens of each sequence, pooled over all finished requests."""
+    finished = requests[requests["status"] == "finished"]
+    if not len(finished):
+        return np.empty(0)
+    times_ns = np.concatenate([np.asarray(times, dtype=np.int64) for times in finished["token_times_ns"]])
+    num_tokens = np.concatenate([np.asarray(counts) for counts in finished["seq_num_output_tokens"]])
+    gaps_ns = np.diff(times_ns)
+    within = np.ones(len(gaps_ns), dtype=bool)
+    # The gap before the first token of every sequence but the first is no gap of a sequence.
+    begins = np.cumsum(num_tokens)[:-1]
+    within[begins[(begins > 0) & (begins < len(times_ns))] - 1] = False
+    return gaps_ns[within] / 1e6
+
+
+def meets(latency: pd.DataFrame, slo_ms: Mapping[str, float]) -> pd.Series:
+    """Which finished requests keep every limit of `slo_ms`, by name: ttft, tpot, e2el.
+
+    A request of one token has no TPOT and so keeps any limit on it.
+
+    Raises:
+        ValueError: a limit has another name.
+    """
+    good = pd.Series(True, index=latency.index)
+    for name, limit_ms in slo_ms.items():
+        if name not in ("ttft", "tpot", "e2el"):
+            raise ValueError(f"SLO {name!r} is not known: use ttft, tpot or e2el, in ms")
+        good &= ~(latency[f"{name}_ms"] > limit_ms)
+    return good

@@ -1,0 +1,93 @@
+"""What the run log keeps of one request while it lives. Standard library only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from engine.core.backend import RequestSpec
+from engine.core.plan import Chunk, EventKind, Preemption, PreemptionKind, Transfer, TransferKind
+from engine.telemetry.schema import Phase
+
+
+class Work(NamedTuple):
+    """What computing a chunk amounts to; the columns are explained in `engine.telemetry.schema.PLANNED`."""
+
+    num_prefill_tokens: int
+    num_recomputed_tokens: int
+    decode_context_tokens: int
+    prefill_attention_pairs: int
+
+
+class RequestRecord:
+    """Times and counts of one request; its tokens are in the token log of the recorder."""
+
+    __slots__ = (
+        "end_ns", "end_step", "ending", "first_scheduled_ns", "max_computed_tokens", "num_blocks_swapped_in",
+        "num_blocks_swapped_out", "num_fallbacks", "num_lost_tokens", "num_recompute_preemptions",
+        "num_recomputed_tokens", "num_swap_preemptions", "phases", "reason", "row", "spec",
+    )  # fmt: skip
+
+    def __init__(self, spec: RequestSpec, row: int) -> None:
+        self.spec = spec
+        self.row = row
+        """Order of arrival, from 0."""
+        self.first_scheduled_ns: int | None = None
+        self.end_ns: int | None = None
+        self.end_step: int | None = None
+        """The step that told of the end."""
+        self.ending: EventKind | None = None
+        self.reason = ""
+        self.phases: list[tuple[Phase, int]] = [(Phase.WAITING, spec.arrival_ns)]
+        self.max_computed_tokens = 0
+        """KV that a sequence has had; decodes since the last preemption may not count yet."""
+        self.num_swap_preemptions = 0
+        self.num_recompute_preemptions = 0
+        self.num_fallbacks = 0
+        self.num_lost_tokens = 0
+        self.num_recomputed_tokens = 0
+        self.num_blocks_swapped_out = 0
+        self.num_blocks_swapped_in = 0
+
+    def compute(self, chunk: Chunk, start_ns: int) -> Work:
+        """Take note of a chunk that is not the plain decode of a request with one sequence."""
+        _, start, num_tokens, seqs, _ = chunk
+        width, end = len(seqs), start + num_tokens
+        if self.first_scheduled_ns is None:
+            self.first_scheduled_ns = start_ns
+        recomputed = max(0, min(end, self.max_computed_tokens) - start) * width
+        self.num_recomputed_tokens += recomputed
+        self.max_computed_tokens = max(self.max_computed_tokens, end)
+        if num_tokens == 1 and start >= self.spec.num_prompt_tokens:
+            return Work(0, recomputed, end * width, 0)
+        # Query i of the chunk sees the keys of positions 0 to start + i.
+        pairs = num_tokens * start + num_tokens * (num_tokens + 1) // 2
+        return Work(num_tokens * width, recomputed, 0, pairs * width)
+
+    def enter(self, phase: Phase, time_ns: int) -> None:
+        """The request moves to another queue, or leaves the last one."""
+        self.phases.append((phase, time_ns))
+
+    def preempt(self, preemption: Preemption, time_ns: int) -> None:
+        """Count a preemption; a swap keeps the tokens, recomputation loses them."""
+        self.num_fallbacks += preemption.fell_back
+        if preemption.kind is PreemptionKind.SWAP:
+            self.num_swap_preemptions += 1
+            self.enter(Phase.SWAPPED, time_ns)
+        else:
+            self.num_recompute_preemptions += 1
+            self.num_lost_tokens += preemption.num_tokens
+            self.enter(Phase.WAITING, time_ns)
+        if self.spec.n == 1:  # of several sequences, every chunk goes through `compute`
+            self.max_computed_tokens = max(self.max_computed_tokens, preemption.num_tokens)
+
+    def move(self, transfer: Transfer) -> None:
+        """Count swapped blocks."""
+        if transfer.kind is TransferKind.SWAP_OUT:
+            self.num_blocks_swapped_out += len(transfer.src)
+        elif transfer.kind is TransferKind.SWAP_IN:
+            self.num_blocks_swapped_in += len(transfer.src)
+
+    def end(self, ending: EventKind, reason: str, time_ns: int, step: int) -> None:
+        """The request is over, as the events of a step tell."""
+        self.ending, self.reason, self.end_ns, self.end_step = ending, reason, time_ns, step
+        self.enter(Phase.ENDED, time_ns)

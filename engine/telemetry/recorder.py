@@ -1,0 +1,171 @@
+"""The recorder: an observer that logs every step and every token of a run while it runs.
+
+It sits in the inner loop of the simulator, where a step costs some tens of microseconds, so it appends to
+flat arrays and leaves everything else to `engine.telemetry.frames`. Standard library only.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
+
+from engine.core.backend import RequestSpec
+from engine.core.plan import (
+    ENDINGS,
+    Chunk,
+    Event,
+    EventKind,
+    Finish,
+    PreemptionKind,
+    StepPlan,
+    StepResult,
+    TransferKind,
+)
+from engine.telemetry.record import RequestRecord
+from engine.telemetry.schema import Phase
+
+TokenOwner = str | tuple[str, int]
+"""Who gains a token: a request, or (request, sequence) where it has several."""
+
+
+class Recorder:
+    """Implements `engine.core.serving.Observer`.
+
+    Most steps decode one token for each of the same requests as the step before. The token log keeps such a
+    run of steps once: its first step and the owners of its tokens, each of whom gains one token in every
+    step up to the first step of the next run.
+    """
+
+    def __init__(self) -> None:
+        self.records: dict[str, RequestRecord] = {}
+        """In order of arrival."""
+        self.num_steps = 0
+        self.steps = array("q")
+        """The columns PLANNED of each step, one step after the other."""
+        self.moves = array("q")
+        """Step number and the columns MOVED, for steps that move blocks, preempt or reject."""
+        self.tables = array("q")
+        """Changes of device block tables: step, record, sequence, length of its table from then on."""
+        self.parts_ns: defaultdict[tuple[str, ...], tuple[array[int], array[float]]] = defaultdict(
+            lambda: (array("q"), array("d"))
+        )
+        """By the names of the parts: the steps that have them, and their values step after step."""
+        self.token_runs = array("q")
+        """The token log: first step of each run, and where its owners begin in `token_owners`."""
+        self.token_owners: list[TokenOwner] = []
+        self._owners: Sequence[TokenOwner] = ()
+        """Of the run that goes on."""
+        self._special: set[str] = set()
+        """Requests that have not caught up since they were admitted, and all with several sequences.
+
+        Every other request computes one sequence, and lacks the KV of its newest token only: its next chunk
+        is the decode of that token, whether it is swapped before or not.
+        """
+
+    def arrived(self, spec: RequestSpec, now_ns: int) -> None:
+        """A request entered. Its latencies count from its scheduled arrival, not from `now_ns`."""
+        if spec.request_id in self.records:
+            raise ValueError(f"request {spec.request_id!r} arrives twice: ids must be unique in a run log")
+        self.records[spec.request_id] = RequestRecord(spec, len(self.records))
+
+    def stepped(
+        self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
+    ) -> None:
+        """A step was planned at `start_ns` and committed at `end_ns`."""
+        if plan.transfers or plan.preemptions or plan.rejections:
+            self._move(plan, start_ns)
+        if plan.admitted or plan.resumed:
+            self._enter(plan, start_ns)
+        for request_id, seq, first, block_ids in plan.updates:
+            self.tables.extend((self.num_steps, self._record(request_id).row, seq, first + len(block_ids)))
+        owners: Sequence[TokenOwner] = plan.chunks.request_ids
+        num_seqs = len(owners)
+        context_tokens = num_seqs + sum(plan.chunks.starts)
+        prefill_tokens = recomputed_tokens = pairs = 0
+        special = self._special
+        if special and not special.isdisjoint(owners):
+            owners = list(owners)
+            rows = zip(*plan.chunks.columns, strict=True)
+            for chunk in [Chunk._make(row) for row in rows if row[0] in special]:
+                work = self._record(chunk.request_id).compute(chunk, start_ns)
+                prefill_tokens += work.num_prefill_tokens
+                recomputed_tokens += work.num_recomputed_tokens
+                context_tokens += work.decode_context_tokens - chunk.start - 1
+                pairs += work.prefill_attention_pairs
+                num_seqs += len(chunk.seqs) - 1
+                self._catch_up(chunk, owners)
+        if owners != self._owners:
+            self._owners = owners
+            self.token_runs.extend((self.num_steps, len(self.token_owners)))
+            self.token_owners += owners
+        self.steps.extend((
+            plan.step_id, start_ns, end_ns, result.duration_ns, plan.num_tokens, prefill_tokens,
+            recomputed_tokens, context_tokens, pairs, num_seqs, *plan.after,
+        ))  # fmt: skip
+        if result.parts_ns:
+            steps, parts_ns = self.parts_ns[tuple(result.parts_ns)]
+            steps.append(self.num_steps)
+            parts_ns.extend(result.parts_ns.values())
+        if events or result.finished:
+            self._leave(events, result.finished, start_ns)
+        self.num_steps += 1
+
+    def _catch_up(self, chunk: Chunk, owners: list[TokenOwner]) -> None:
+        """Mend the owners of the tokens of a step for a special request, which may have none or several."""
+        if self._record(chunk.request_id).spec.n > 1:
+            owners.remove(chunk.request_id)
+            owners += [(chunk.request_id, seq) for seq in chunk.samples]
+        elif chunk.samples:
+            self._special.remove(chunk.request_id)
+        else:
+            owners.remove(chunk.request_id)
+
+    def _move(self, plan: StepPlan, start_ns: int) -> None:
+        """Log preemptions, transfers and rejections."""
+        moved = dict.fromkeys(TransferKind, 0)
+        for transfer in plan.transfers:
+            moved[transfer.kind] += len(transfer.src)
+            self._record(transfer.request_id).move(transfer)
+        taken = dict.fromkeys(PreemptionKind, 0)
+        num_fallbacks = num_lost_tokens = 0
+        for preemption in plan.preemptions:
+            record = self._record(preemption.request_id)
+            record.preempt(preemption, start_ns)
+            self._release(record, self.num_steps)
+            taken[preemption.kind] += 1
+            num_fallbacks += preemption.fell_back
+            num_lost_tokens += preemption.num_tokens if preemption.kind is PreemptionKind.RECOMPUTE else 0
+        self.moves.extend((self.num_steps, *moved.values(), *taken.values(), num_fallbacks, num_lost_tokens))
+        self.moves.append(len(plan.rejections))
+
+    def _enter(self, plan: StepPlan, start_ns: int) -> None:
+        """Log who runs from this step on; those admitted have catching up to do."""
+        self._special.update(plan.admitted)
+        for request_id in plan.admitted + plan.resumed:
+            self._record(request_id).enter(Phase.RUNNING, start_ns)
+
+    def _leave(self, events: Sequence[Event], finished: Sequence[Finish], start_ns: int) -> None:
+        """Log who ended: their blocks are free from the next step on, or from this one."""
+        for finish in finished:
+            self.tables.extend((self.num_steps + 1, self._record(finish.request_id).row, finish.seq, 0))
+        for event in events:
+            if event.kind not in ENDINGS:
+                continue
+            record = self._record(event.request_id)
+            self._special.discard(event.request_id)
+            if event.kind is not EventKind.FINISHED:
+                self._release(record, self.num_steps if event.time_ns <= start_ns else self.num_steps + 1)
+            record.end(event.kind, event.detail, event.time_ns, self.num_steps)
+
+    def _release(self, record: RequestRecord, step: int) -> None:
+        for seq in range(record.spec.n):
+            self.tables.extend((step, record.row, seq, 0))
+
+    def _record(self, request_id: str) -> RequestRecord:
+        record = self.records.get(request_id)
+        if record is None:
+            raise ValueError(
+                f"a step names request {request_id!r}, of which the recorder was not told: call arrived first"
+            )
+        return record

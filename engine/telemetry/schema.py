@@ -1,0 +1,112 @@
+"""The columns of the run log, in the order in which they are written. Standard library only."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class World(StrEnum):
+    """Where a run took place."""
+
+    SIMULATED = "simulated"
+    MEASURED = "measured"
+
+
+class Phase(StrEnum):
+    """Where a request is, for the timeline; the last phase of a request that ended is ENDED."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    SWAPPED = "swapped"
+    ENDED = "ended"
+
+
+PLANNED = (
+    "step_id",
+    "start_ns",
+    "end_ns",
+    "duration_ns",  # as the backend measured or modelled it; end - start also holds the driver's own time
+    "num_tokens",
+    "num_prefill_tokens",
+    "num_recomputed_tokens",
+    "decode_context_tokens",
+    "prefill_attention_pairs",
+    "num_seqs",
+    "num_running",
+    "num_waiting",
+    "num_swapped",
+    "num_free_blocks",
+    "num_free_host_blocks",
+    "num_kv_tokens",
+)
+"""What the recorder logs for each step, all int64.
+
+A chunk of more than one token, or one that starts within the prompt, is prefill; every other chunk is
+decode. So recomputation is prefill too, but for a last piece of a single generated token. Recomputed are
+the positions below the highest that the request had computed before. Decodes read the KV of
+`decode_context_tokens` positions, their own included; prefill chunks score `prefill_attention_pairs` pairs
+of a query and a key (causal). `num_seqs` counts the sequences that compute. Queue lengths and pool are
+those after planning, before the step is executed.
+"""
+
+MOVED = (
+    "num_blocks_swapped_out",
+    "num_blocks_swapped_in",
+    "num_blocks_copied",
+    "num_swap_preemptions",
+    "num_recompute_preemptions",
+    "num_fallbacks",
+    "num_lost_tokens",
+    "num_rejections",
+)
+"""What it logs for steps that move blocks, preempt or reject, all int64 and 0 in other steps.
+
+A fallback is a preemption by recomputation where a swap was wanted; lost are the tokens with KV that
+recomputation drops.
+"""
+
+DERIVED = ("num_decode_tokens", "num_table_blocks", "num_unused_slots")
+"""Worked out when the run is over, int64.
+
+`num_table_blocks`: device blocks summed over the tables of all sequences; a shared one counts once a holder.
+`num_unused_slots`: slots allocated to sequences that, as is known after the run, never get KV.
+"""
+
+STEP_COLUMNS = (*PLANNED, *MOVED, *DERIVED)
+
+REQUEST_COLUMNS = {
+    "request_id": "string",
+    "arrival_ns": "int64",
+    "first_scheduled_ns": "Int64",
+    "first_token_ns": "Int64",
+    "last_token_ns": "Int64",
+    "end_ns": "Int64",
+    "status": "string",
+    "reason": "string",
+    "num_prompt_tokens": "int64",
+    "num_output_tokens": "int64",
+    "max_tokens": "int64",
+    "n": "int64",
+    "priority": "int64",
+    "num_swap_preemptions": "int64",
+    "num_recompute_preemptions": "int64",
+    "num_fallbacks": "int64",
+    "num_lost_tokens": "int64",
+    "num_recomputed_tokens": "int64",
+    "num_blocks_swapped_out": "int64",
+    "num_blocks_swapped_in": "int64",
+    "seq_num_output_tokens": "list<int64>",
+    "token_times_ns": "list<int64>",
+    "phases": "list<string>",
+    "phase_times_ns": "list<int64>",
+}
+"""Columns of requests.parquet after `world`, with their pandas dtype, or their Arrow type for lists.
+
+`status` is finished, aborted, rejected or unfinished; `reason` is the finish reason of the last sequence,
+or why the request was rejected. `num_output_tokens` sums over the sequences; `token_times_ns` holds their
+tokens, sequence after sequence, as many of each as `seq_num_output_tokens` says. `phases` and
+`phase_times_ns`: what the request entered when.
+"""
+
+UNFINISHED = "unfinished"
+"""Status of a request that had not ended when the run did."""

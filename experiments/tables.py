@@ -1,0 +1,150 @@
+"""Tables that a person reads at the end of a run: rich, but complete without colours and at 100 columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from engine.telemetry.agreement import kendall_tau, winner
+
+Summary = Mapping[str, float]
+
+SECTIONS = {
+    "requests": ("completed", "num_rejected", "num_aborted", "num_unfinished", "duration"),
+    "throughput": ("request_throughput", "output_throughput", "total_token_throughput", "request_goodput"),
+    "TTFT": ("mean_ttft_ms", "median_ttft_ms", "p90_ttft_ms", "p99_ttft_ms"),
+    "TPOT": ("mean_tpot_ms", "median_tpot_ms", "p90_tpot_ms", "p99_tpot_ms"),
+    "ITL": ("mean_itl_ms", "median_itl_ms", "p90_itl_ms", "p99_itl_ms"),
+    "E2E latency": ("mean_e2el_ms", "median_e2el_ms", "p90_e2el_ms", "p99_e2el_ms"),
+    "preemption": (
+        "num_preemptions", "num_fallbacks", "num_preempted_requests", "lost_tokens_per_preemption",
+        "num_blocks_swapped_out", "recompute_tax", "swap_tax",
+    ),
+    "memory": (
+        "mean_block_usage", "mean_token_usage", "mean_reserved_share", "mean_internal_share",
+        "sharing_saving",
+    ),
+}  # fmt: skip
+"""What the summary table shows, by the names of summary.json."""
+
+UNITS = {
+    "duration": "s",
+    "request_throughput": "requests/s",
+    "request_goodput": "requests/s",
+    "output_throughput": "tokens/s",
+    "total_token_throughput": "tokens/s",
+    "lost_tokens_per_preemption": "tokens",
+}
+SHARE_ENDINGS = ("_tax", "_share", "_usage", "_saving", "_attainment")
+STATISTICS = {"mean": "mean", "median": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "std": "std"}
+NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E latency"}
+
+LOWER_IS_BETTER = {"output_throughput": False, "mean_e2el_ms": True, "p90_ttft_ms": True}
+"""What policies are ranked by."""
+
+
+def label(metric: str) -> str:
+    """`p90_ttft_ms` as `TTFT p90`, `num_blocks_swapped_out` as `blocks swapped out`."""
+    statistic, _, rest = metric.partition("_")
+    if statistic in STATISTICS and rest.endswith("_ms"):
+        name = rest.removesuffix("_ms")
+        return f"{NAMES.get(name, name)} {STATISTICS[statistic]}"
+    return metric.removeprefix("num_").replace("_", " ")
+
+
+def unit(metric: str) -> str:
+    """The unit in which `number` shows a metric; empty for counts."""
+    if metric.endswith("_ms"):
+        return "ms"
+    return "%" if metric.endswith(SHARE_ENDINGS) else UNITS.get(metric, "")
+
+
+def number(metric: str, value: float) -> str:
+    """A value in the unit of its metric, four digits or so; a dash where it is undefined."""
+    if math.isnan(value):
+        return "-"
+    if unit(metric) == "%":
+        return f"{100 * value:.1f}"
+    if float(value).is_integer() and not unit(metric):
+        return f"{value:,.0f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+
+
+def percent(value: float, *, signed: bool = False) -> str:
+    """A share as percent; a dash where it is undefined."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}"
+
+
+def summary_table(summaries: Mapping[str, Summary], title: str = "") -> Table:
+    """One column a run, one row a metric; metrics that no run has are left out."""
+    table = _table(title, "metric", *summaries, "unit")
+    for metrics in SECTIONS.values():
+        for metric in metrics:
+            values = [summary.get(metric, math.nan) for summary in summaries.values()]
+            if not all(map(math.isnan, values)):
+                table.add_row(label(metric), *(number(metric, value) for value in values), unit(metric))
+        table.add_section()
+    return table
+
+
+def comparison_table(comparison: pd.DataFrame, policy: str) -> Table:
+    """Simulated against measured for one policy.
+
+    `comparison` has a row for each policy and metric, with the columns policy, metric, simulated, measured,
+    error, spread, allowed, holds; the last four are relative to the measured value.
+    """
+    table = _table(policy, "metric", "simulated", "measured", "unit", "error %", "spread %", "allowed %", "")
+    for row in comparison[comparison["policy"] == policy].to_dict("records"):
+        metric = row["metric"]
+        table.add_row(
+            label(metric),
+            number(metric, row["simulated"]),
+            number(metric, row["measured"]),
+            unit(metric),
+            percent(row["error"], signed=True),
+            percent(row["spread"]),
+            percent(row["allowed"]),
+            "ok" if row["holds"] else "[red]OFF[/red]",
+        )
+    return table
+
+
+def winners_table(comparison: pd.DataFrame, lower_is_better: Mapping[str, bool] = LOWER_IS_BETTER) -> Table:
+    """Which policy wins in each world, by how much against the worst, and Kendall's tau of the rankings."""
+    title = "who wins, and by how much against the worst"
+    table = _table(title, "metric", "simulated", "margin %", "measured", "margin %", "Kendall tau", "")
+    for metric, lower in lower_is_better.items():
+        rows = comparison[comparison["metric"] == metric]
+        worlds = [dict(zip(rows["policy"], rows[name], strict=True)) for name in ("simulated", "measured")]
+        if not rows.empty and all(any(not math.isnan(value) for value in world.values()) for world in worlds):
+            best = [winner(world, lower_is_better=lower) for world in worlds]
+            margins = [percent(_margin(world, name)) for world, name in zip(worlds, best, strict=True)]
+            tau = kendall_tau(*worlds)
+            table.add_row(
+                label(metric),
+                *(best[0], margins[0], best[1], margins[1]),
+                "-" if math.isnan(tau) else f"{tau:+.2f}",
+                "same" if best[0] == best[1] else "[red]DIFFERENT[/red]",
+            )
+    return table
+
+
+def _margin(values: Mapping[str, float], best: str) -> float:
+    """The largest distance of another policy from the best one, relative to that policy."""
+    others = [value for value in values.values() if value and not math.isnan(value)]
+    return max((abs(values[best] - value) / abs(value) for value in others), default=math.nan)
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        left = column in ("unit", "")
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
+    return table
