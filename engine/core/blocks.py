@@ -30,9 +30,12 @@ class BlockPool:
             MemoryError: fewer are free. Callers ask `num_free` first, so this is a bug in a policy or the
             scheduler.
         """
-        if num_blocks > len(self.free):
+        num_left = len(self.free) - num_blocks
+        if num_left < 0:
             raise MemoryError(f"{num_blocks} blocks wanted, {len(self.free)} of {self.num_blocks} are free")
-        block_ids = [self.free.pop() for _ in range(num_blocks)]
+        block_ids = self.free[num_left:]
+        del self.free[num_left:]
+        block_ids.reverse()
         for block_id in block_ids:
             self.ref_counts[block_id] = 1
         return block_ids

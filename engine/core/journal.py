@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -103,23 +104,35 @@ def replay(lines: Iterable[str], policies: Policies) -> Divergence | None:
         JournalError: a line is not of a journal, or the journal was written without plans.
     """
     rows = _parse(lines)
-    _, header = next(rows, (0, None))
-    if not isinstance(header, dict) or header.get("journal") != VERSION:
-        raise JournalError(f"line 1: not the header of a version {VERSION} journal")
-    if not header["with_plans"]:
-        raise JournalError("line 1: this journal was written without plans, so there is nothing to compare")
-    scheduler = Scheduler(Capacity(*header["capacity"]), Limits(*header["limits"]), policies)
-    player = _Player(scheduler)
+    player = _Player(_fresh_core(rows, policies))
     for number, row in rows:
-        try:
+        with _blaming(number):
             divergence = player.play(number, row)
-        except JournalError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise JournalError(f"line {number}: {error}") from error
         if divergence is not None:
             return divergence
     return None
+
+
+def _fresh_core(rows: Iterator[tuple[int, Any]], policies: Policies) -> Scheduler:
+    """A scheduler of the size that the header tells."""
+    _, header = next(rows, (0, None))
+    if not isinstance(header, dict) or header.get("journal") != VERSION:
+        raise JournalError(f"line 1: not the header of a version {VERSION} journal")
+    with _blaming(1):
+        if header["with_plans"]:
+            return Scheduler(Capacity(*header["capacity"]), Limits(*header["limits"]), policies)
+    raise JournalError("line 1: this journal was written without plans, so there is nothing to compare")
+
+
+@contextmanager
+def _blaming(number: int) -> Iterator[None]:
+    """Name the line that an error comes from."""
+    try:
+        yield
+    except JournalError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise JournalError(f"line {number}: {error!r}") from error
 
 
 class _Player:

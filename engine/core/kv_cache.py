@@ -68,13 +68,15 @@ class KVCache:
             The changes to the tables since the backend last heard of them, and the copies to make.
         """
         first = request.num_writable_slots // self.block_size
+        needed = self.blocks_for(num_tokens)
         updates: list[TableUpdate] = []
         copies: list[Transfer] = []
         for seq in request.seqs:
             table = request.tables.setdefault(seq, [])
             if len(request.tables) > 1:
                 copies += self._unshare(request, table)
-            table += self.device.allocate(max(0, self.blocks_for(num_tokens) - len(table)))
+            if len(table) < needed:
+                table += self.device.allocate(needed - len(table))
             updates.append(TableUpdate(request.id, seq, first, tuple(table[first:])))
             request.num_writable_slots = len(table) * self.block_size
         return updates, copies

@@ -103,8 +103,7 @@ class Step:
                 break
 
     def _all_decode(self) -> bool:
-        """The common step in one sweep: each sequence that runs gets one token. False if that is not the step
-        due.
+        """The common step in one sweep: each running sequence gets one token. False if another step is due.
 
         With a free block for every sequence nobody has to ask for room, so this decides what the loop above
         would.
@@ -112,14 +111,17 @@ class Step:
         running, num_seqs = self._scheduler.running, self._scheduler.num_running_seqs
         if num_seqs > self.kv.num_free or num_seqs > self.budget:
             return False
+        outgrown = []
         for request in running:
-            if not request.num_computed_tokens + 1 == request.num_tokens > request.num_prefill_tokens:
+            num_tokens = request.num_tokens
+            if not request.num_computed_tokens + 1 == num_tokens > request.num_prefill_tokens:
                 return False
-        for request in running:
-            if request.num_tokens > request.num_writable_slots:
-                if self._held(request, 1) > request.num_tokens:
-                    return False  # a reservation may take more than a block for each sequence
-                self._prepare(request, 1)
+            if num_tokens > request.num_writable_slots:
+                outgrown.append(request)
+        for request in outgrown:
+            if self._held(request, 1) > request.num_tokens:
+                return False  # a reservation may take more than a block for each sequence
+            self._prepare(request, 1)
         self.decodes = running.copy()
         self.budget -= num_seqs
         return True
@@ -131,6 +133,8 @@ class Step:
         for: it could never come back otherwise, and would block those behind it (as it does in vLLM 0.4.2).
         """
         swapped = self._scheduler.swapped
+        if not swapped:
+            return
         swapped.arrange(self._now_ns)
         while swapped:
             request = swapped[0]
@@ -157,6 +161,8 @@ class Step:
     def admit_waiting(self) -> None:
         """Waiting requests enter in queue order until one does not fit; one that never can is rejected."""
         waiting = self._scheduler.waiting
+        if not waiting:
+            return
         waiting.arrange(self._now_ns)
         while waiting:
             request = waiting[0]
