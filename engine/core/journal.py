@@ -29,9 +29,7 @@ def plan_text(plan: StepPlan | None) -> str:
     """A plan as one line of JSON: equal plans, and only those, give equal text."""
     if plan is None:
         return "null"
-    fields = [getattr(plan, name) for name in StepPlan.__dataclass_fields__ if name != "chunks"]
-    fields.append(plan.chunks.columns)
-    return json.dumps(fields, separators=(",", ":"))
+    return json.dumps({**plan._asdict(), "chunks": plan.chunks.columns}, separators=(",", ":"))
 
 
 class JournaledScheduler(Scheduler):

@@ -8,8 +8,8 @@ byte.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, NamedTuple, overload
 
 
@@ -60,8 +60,8 @@ class Batch(Sequence[Chunk]):
     @classmethod
     def of(cls, chunks: Iterable[Chunk]) -> Batch:
         """The columns of some chunks."""
-        columns = list(zip(*chunks, strict=True)) or [()] * 5
-        return cls(*columns)
+        rows = list(chunks)
+        return cls(*zip(*rows, strict=True)) if rows else cls((), (), (), (), ())
 
     @property
     def columns(self) -> tuple[Sequence[Any], ...]:
@@ -172,14 +172,13 @@ class PoolState(NamedTuple):
     """Token slots of the device pool that hold KV; a slot shared by several sequences counts once."""
 
 
-@dataclass(frozen=True, slots=True)
-class StepPlan:
+class StepPlan(NamedTuple):
     """One step: what to move, what to compute, and what was decided about whom."""
 
     step_id: int
     """Number of the plan, from 0."""
     chunks: Batch
-    """In batch order; at most one a request. Any other sequence of chunks that is given becomes a Batch."""
+    """In batch order; at most one a request."""
     updates: tuple[TableUpdate, ...]
     transfers: tuple[Transfer, ...]
     preemptions: tuple[Preemption, ...]
@@ -192,10 +191,6 @@ class StepPlan:
     num_tokens: int
     """Tokens computed in this step, over all chunks and sequences."""
     after: PoolState
-
-    def __post_init__(self) -> None:
-        if type(self.chunks) is not Batch:
-            object.__setattr__(self, "chunks", Batch.of(self.chunks))
 
 
 class FinishReason(StrEnum):
@@ -217,8 +212,10 @@ class Finish(NamedTuple):
     reason: FinishReason
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+NO_PARTS: Mapping[str, float] = MappingProxyType({})
+
+
+class StepResult(NamedTuple):
     """What became of a plan. Every sequence in a chunk's `samples` has gained one token."""
 
     duration_ns: int
@@ -227,7 +224,7 @@ class StepResult:
     """In batch order."""
     token_ids: Mapping[tuple[str, int], int] | None = None
     """The token sampled for each (request, sequence); None in simulation, where only numbers are known."""
-    parts_ns: Mapping[str, float] = field(default_factory=dict[str, float])
+    parts_ns: Mapping[str, float] = NO_PARTS
     """The duration as a named sum (linear, attention, transfers, ...), where the backend can tell."""
 
 

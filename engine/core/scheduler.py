@@ -125,7 +125,8 @@ class Scheduler:
             return None
         self._num_steps += 1
         self._in_flight = plan, step.requests
-        self._note_moves(step, now_ns)
+        if plan.admitted or plan.resumed or plan.preemptions:
+            self._note_moves(step, now_ns)
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:

@@ -33,6 +33,24 @@ class Step:
     in any order and no verb sees the doings of another as its own input.
     """
 
+    __slots__ = (
+        "_entrants",
+        "_now_ns",
+        "_policies",
+        "_scheduler",
+        "admitted",
+        "budget",
+        "chunks",
+        "decodes",
+        "kv",
+        "limits",
+        "preempted",
+        "rejections",
+        "resumed",
+        "transfers",
+        "updates",
+    )
+
     def __init__(self, scheduler: Scheduler, now_ns: int) -> None:
         self._scheduler = scheduler
         self._policies = scheduler.policies
@@ -326,13 +344,12 @@ class Step:
     @property
     def requests(self) -> list[Request]:
         """Those that compute something, in batch order."""
-        return [*self.decodes, *self.chunks]
+        return [*self.decodes, *self.chunks] if self.chunks else self.decodes
 
     def _batch(self) -> Batch:
         """The chunks of the plan, decodes first."""
-        others = Batch.of(self.chunks.values())
         if not self.decodes:
-            return others
+            return Batch.of(self.chunks.values())
         live = [request.live for request in self.decodes]
         decodes = Batch(
             [request.id for request in self.decodes],
@@ -341,7 +358,7 @@ class Step:
             live,
             live,
         )
-        return decodes + others if others else decodes
+        return decodes + Batch.of(self.chunks.values()) if self.chunks else decodes
 
     def close(self, step_id: int, *, has_news: bool) -> StepPlan | None:
         """Seat the entrants, queue the victims, and freeze the plan; None if there is nothing to do or to
@@ -359,21 +376,21 @@ class Step:
         if not (self.num_chunks or self.preempted or self.rejections or self.transfers or has_news):
             return None
         return StepPlan(
-            step_id=step_id,
-            chunks=self._batch(),
-            updates=tuple(update for updates in self.updates.values() for update in updates),
-            transfers=tuple(self.transfers),
-            preemptions=tuple(preemption for _, preemption in self.preempted),
-            admitted=tuple(request.id for request in self.admitted),
-            resumed=tuple(request.id for request in self.resumed),
-            rejections=tuple(self.rejections),
-            num_tokens=self.limits.max_num_batched_tokens - self.budget,
-            after=PoolState(
+            step_id,
+            self._batch(),
+            tuple([update for updates in self.updates.values() for update in updates]),
+            tuple(self.transfers),
+            tuple([preemption for _, preemption in self.preempted]) if self.preempted else (),
+            tuple([request.id for request in self.admitted]) if self.admitted else (),
+            tuple([request.id for request in self.resumed]) if self.resumed else (),
+            tuple(self.rejections),
+            self.limits.max_num_batched_tokens - self.budget,
+            PoolState(
                 len(scheduler.running),
                 len(scheduler.waiting),
                 len(scheduler.swapped),
-                self.kv.device.num_free,
-                self.kv.host.num_free,
+                len(self.kv.device.free),
+                len(self.kv.host.free),
                 scheduler.num_kv_tokens,
             ),
         )

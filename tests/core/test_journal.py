@@ -1,0 +1,128 @@
+"""A journal holds all that the core was told, so a replay decides the same, byte for byte."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engine.core.backend import Capacity
+from engine.core.journal import Divergence, JournaledScheduler, JournalError, replay
+from engine.core.policies.admission import Watermark
+from engine.core.policies.base import Limits, Policies
+from engine.core.policies.batching import PrefillFirst
+from engine.core.policies.restore import Recompute, Swap
+from experiments.soak import run_episode
+from experiments.trial import Trial, every_combination
+from tests.core.build import DEFAULT, drain, spec
+
+
+def journal(policies: Policies = DEFAULT, *, with_plans: bool = True) -> list[str]:
+    """Two requests in a pool for one, so that there is something to decide."""
+    sink = io.StringIO()
+    limits = Limits(4, 16, 64)
+    trial = Trial(JournaledScheduler(Capacity(3, 3, 4), limits, policies, sink, with_plans=with_plans))
+    trial.arrive(spec("a", 4, max_tokens=6))
+    trial.arrive(spec("b", 4, max_tokens=6, n=2))
+    trial.begin()
+    trial.abort("a")
+    trial.end()
+    trial.arrive(spec("c", 5, max_tokens=4))
+    drain(trial)
+    return sink.getvalue().splitlines()
+
+
+def test_replay_gives_the_same_plans() -> None:
+    lines = journal()
+    verbs = [json.loads(line)[0] for line in lines[1:]]
+    assert {verb: verbs.count(verb) > 0 for verb in ("add", "abort", "schedule", "commit")}
+    assert verbs.count("add") == 3
+    assert replay(lines, DEFAULT) is None
+
+
+@pytest.mark.parametrize("index", range(0, 768, 12))
+def test_replay_of_random_episodes(index: int) -> None:
+    """Aborts, refusals, rejections, ends in any order, under every twelfth combination of policies."""
+    policies, sink = every_combination()[index], io.StringIO()
+
+    def make(capacity: Capacity, limits: Limits, policies: Policies) -> JournaledScheduler:
+        return JournaledScheduler(capacity, limits, policies, sink)
+
+    run_episode(5, index, policies, make)
+    assert replay(sink.getvalue().splitlines(), policies) is None
+
+
+@pytest.mark.parametrize(
+    "change", [{"restore": Swap()}, {"batching": PrefillFirst()}, {"admission": Watermark(fraction=0.4)}]
+)
+def test_a_changed_policy_is_caught_and_the_line_named(change: dict[str, Any]) -> None:
+    lines = journal(replace(DEFAULT, restore=Recompute()))
+    divergence = replay(lines, replace(DEFAULT, **change))
+    assert isinstance(divergence, Divergence)
+    verb, _, plan = json.loads(lines[divergence.line - 1])
+    assert verb == "schedule"
+    assert json.loads(divergence.recorded) == plan
+    assert divergence.recorded != divergence.replayed
+
+
+def test_a_changed_plan_is_caught() -> None:
+    lines = journal()
+    index = next(i for i, line in enumerate(lines) if '"schedule"' in line and '"b"' in line)
+    lines[index] = lines[index].replace('"b"', '"x"', 1)
+    divergence = replay(lines, DEFAULT)
+    assert divergence is not None and divergence.line == index + 1
+
+
+def test_a_journal_without_plans_has_nothing_to_compare() -> None:
+    lines = journal(with_plans=False)
+    assert len(lines) == len(journal())
+    with pytest.raises(JournalError, match=r"line 1: .*without plans"):
+        replay(lines, DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "{}", "[]", "5", '{"journal": 99}', '{"journal": 1}', '{"journal": 1, "with_plans": true}']
+)
+def test_a_wrong_header(header: str) -> None:
+    with pytest.raises(JournalError, match="line 1"):
+        replay([header, *journal()[1:]], DEFAULT)
+
+
+def test_an_empty_journal() -> None:
+    with pytest.raises(JournalError, match="line 1"):
+        replay([], DEFAULT)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["add", 0, ["z", 0',
+        "",
+        "5",
+        "{}",
+        '["add", 0]',
+        '["add", 0, ["z"]]',
+        '["add", 0, ["z", 0, -4, 4, 1, 0]]',
+        '["wait", 0, 0]',
+        '["commit", 0, []]',
+        '["add", -1, ["z", 0, 4, 4, 1, 0]]',
+    ],
+)
+def test_a_broken_line_is_named(line: str) -> None:
+    lines = journal()
+    lines.insert(1, line)
+    with pytest.raises(JournalError, match="line 2: "):
+        replay(lines, DEFAULT)
+
+
+@pytest.mark.parametrize("finished", ['[["a", 0, "bored"]]', '[["nobody", 0, "stop"]]', "[5]"])
+def test_a_result_that_cannot_be_is_named(finished: str) -> None:
+    lines = journal()
+    index = next(i for i, line in enumerate(lines) if line.startswith('["commit"'))
+    _, now_ns, _ = json.loads(lines[index])
+    lines[index] = f'["commit", {now_ns}, {finished}]'
+    with pytest.raises(JournalError, match=f"line {index + 1}: "):
+        replay(lines, DEFAULT)

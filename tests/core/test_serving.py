@@ -1,0 +1,155 @@
+"""Scheduler, backend and observers joined: each request is added once and dropped once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from engine.core.backend import Capacity, RequestSpec
+from engine.core.plan import Event, EventKind, Finish, FinishReason, StepPlan, StepResult
+from engine.core.policies.base import Limits
+from engine.core.serving import Serving
+from tests.core.build import lawful, spec
+
+
+class FakeBackend:
+    """Ends every sequence with its second token, and writes down what it is told."""
+
+    capacity = Capacity(16, 0, 4)
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self._lengths: dict[str, int] = {}
+
+    def add(self, spec: RequestSpec) -> None:
+        self.told.append(("add", spec.request_id))
+        self._lengths[spec.request_id] = 0
+
+    def submit(self, plan: StepPlan) -> int:
+        for chunk in plan.chunks:
+            self._lengths[chunk.request_id] += bool(chunk.samples)
+        self._plan = plan
+        return plan.step_id
+
+    def collect(self, ticket: object) -> StepResult:
+        assert ticket == self._plan.step_id
+        finished = [
+            Finish(chunk.request_id, seq, FinishReason.STOP)
+            for chunk in self._plan.chunks
+            for seq in chunk.samples
+            if self._lengths[chunk.request_id] == 2
+        ]
+        return StepResult(10, tuple(finished))
+
+    def drop(self, request_id: str) -> None:
+        self.told.append(("drop", request_id))
+        del self._lengths[request_id]
+
+
+class Ear:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.arrivals: list[tuple[str, int]] = []
+        self.steps: list[tuple[int, int, int]] = []
+        self.events: list[Event] = []
+
+    def arrived(self, spec: RequestSpec, now_ns: int) -> None:
+        self.arrivals.append((spec.request_id, now_ns))
+
+    def stepped(
+        self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
+    ) -> None:
+        assert end_ns == start_ns + result.duration_ns
+        self.steps.append((plan.step_id, start_ns, end_ns))
+        self.events += events
+
+
+class Joined:
+    """The three parts, and a clock that the steps push on."""
+
+    def __init__(self) -> None:
+        self.backend, self.ear = FakeBackend(), Ear()
+        self.serving = Serving(lawful(limits=Limits(4, 16, 16)), self.backend, [self.ear])
+        self.now_ns = 0
+
+    def step(self, abort: str | None = None) -> list[Event]:
+        flight = self.serving.begin(self.now_ns)
+        assert flight is not None
+        if abort is not None:
+            assert self.serving.scheduler.abort(abort, self.now_ns)
+        result = self.serving.collect(flight)
+        self.now_ns += result.duration_ns
+        return self.serving.finish(flight, result, self.now_ns)
+
+    def drops(self, request_id: str) -> int:
+        return self.backend.told.count(("drop", request_id))
+
+
+@pytest.fixture
+def joined() -> Joined:
+    return Joined()
+
+
+def test_a_finished_request_is_dropped_when_its_last_sequence_ends(joined: Joined) -> None:
+    joined.serving.arrive(spec("a", 4, n=3), 0)
+    joined.step()
+    assert joined.drops("a") == 0
+    joined.step()
+    assert joined.drops("a") == 1
+    assert joined.serving.begin(joined.now_ns) is None
+
+
+def test_a_rejected_request_is_dropped_once(joined: Joined) -> None:
+    joined.serving.arrive(spec("long", 40), 0)
+    events = joined.step()
+    assert [event.kind for event in events] == [EventKind.ADDED, EventKind.REJECTED]
+    assert joined.backend.told == [("add", "long"), ("drop", "long")]
+
+
+@pytest.mark.parametrize("in_flight", [False, True])
+def test_an_aborted_request_is_dropped_once_and_not_while_it_is_in_flight(
+    joined: Joined, in_flight: bool
+) -> None:
+    joined.serving.arrive(spec("a", 4), 0)
+    joined.step()
+    if not in_flight:
+        assert joined.serving.scheduler.abort("a", joined.now_ns)
+        assert joined.drops("a") == 0
+    joined.step(abort="a" if in_flight else None)
+    assert joined.drops("a") == 1
+    assert joined.serving.begin(joined.now_ns) is None
+
+
+def test_an_id_in_use_leaves_the_backend_alone(joined: Joined) -> None:
+    joined.serving.arrive(spec("a", 4), 0)
+    with pytest.raises(ValueError, match="'a'"):
+        joined.serving.arrive(spec("a", 4), 0)
+    assert joined.backend.told == [("add", "a")]
+    assert joined.ear.arrivals == [("a", 0)]
+
+
+def test_everybody_is_dropped_exactly_once(joined: Joined) -> None:
+    names = [f"r{number}" for number in range(12)]
+    for number, name in enumerate(names):
+        joined.serving.arrive(spec(name, 1 + 3 * number % 17, n=1 + number % 3), joined.now_ns)
+        joined.step(abort=name if number % 4 == 3 and name in joined.serving.scheduler.requests else None)
+    while not joined.serving.scheduler.is_idle:
+        joined.step()
+    assert [joined.drops(name) for name in names] == [1] * len(names)
+    endings = {event.kind for event in joined.ear.events if event.kind is not EventKind.ADDED}
+    assert {EventKind.FINISHED, EventKind.ABORTED, EventKind.REJECTED} <= endings
+
+
+def test_observers_hear_of_steps_in_order_and_of_every_event(joined: Joined) -> None:
+    joined.serving.arrive(spec("a", 4), 0)
+    events = joined.step() + joined.step()
+    assert joined.ear.steps == [(0, 0, 10), (1, 10, 20)]
+    assert joined.ear.events == events
+    assert [event.kind for event in events] == [
+        EventKind.ADDED,
+        EventKind.SCHEDULED,
+        EventKind.FIRST_TOKEN,
+        EventKind.FINISHED,
+    ]

@@ -1,0 +1,182 @@
+"""The checks see what they are there to see: each planted bug breaks the law that forbids it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from engine.core.kv_cache import KVCache
+from engine.core.laws import LawBroken, LawfulScheduler
+from engine.core.plan import EventKind, Transfer
+from engine.core.policies.admission import FullPrompt
+from engine.core.policies.base import Limits, State, Verbs
+from engine.core.policies.batching import DecodeFirst
+from engine.core.request import Request
+from engine.core.scheduler import Scheduler
+from engine.core.step import Step
+from experiments.soak import soak
+from tests.laws.machine import CoreMachine
+
+MAX_STEPS = 3_000
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def leak_on_abort(patch: pytest.MonkeyPatch) -> None:
+    """An aborted request forgets to give its last block back."""
+    end = Scheduler.end
+
+    def leaky(self: Scheduler, request: Request, kind: EventKind, detail: str, now_ns: int) -> None:
+        if kind is EventKind.ABORTED and request.tables:
+            next(iter(request.tables.values())).pop()
+        end(self, request, kind, detail, now_ns)
+
+    patch.setattr(Scheduler, "end", leaky)
+
+
+def write_shared(patch: pytest.MonkeyPatch) -> None:
+    """No copy-on-write."""
+    patch.setattr(KVCache, "_unshare", lambda self, request, table: [])
+
+
+@dataclass(frozen=True, slots=True)
+class NeverContinues(DecodeFirst):
+    """Admits, and forgets whom it admitted."""
+
+    def fill(self, step: Verbs) -> None:
+        step.admit_waiting()
+
+
+@dataclass(frozen=True, slots=True)
+class LetsNobodyIn(FullPrompt):
+    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+        return False
+
+
+def swap_policy(patch: pytest.MonkeyPatch, **choices: Any) -> None:
+    """Every scheduler gets these policies, whatever it is given."""
+    init = Scheduler.__init__
+
+    def choose(self: Scheduler, capacity: Any, limits: Limits, policies: Any) -> None:
+        init(self, capacity, limits, replace(policies, **choices))
+
+    patch.setattr(Scheduler, "__init__", choose)
+
+
+def never_continue(patch: pytest.MonkeyPatch) -> None:
+    swap_policy(patch, batching=NeverContinues())
+
+
+def admit_nobody(patch: pytest.MonkeyPatch) -> None:
+    swap_policy(patch, admission=LetsNobodyIn())
+
+
+def lose_a_victim(patch: pytest.MonkeyPatch) -> None:
+    """A victim joins no queue, so nobody ever thinks of it again."""
+    preempt = Step._preempt
+
+    def forgetful(self: Step, victim: Request) -> None:
+        preempt(self, victim)
+        self.preempted.pop()
+
+    patch.setattr(Step, "_preempt", forgetful)
+
+
+def keep_silent(patch: pytest.MonkeyPatch) -> None:
+    """A request ends, and nobody is told."""
+    tell = Scheduler._tell
+
+    def silent(self: Scheduler, request: Request, kind: EventKind, *rest: Any) -> None:
+        if kind is not EventKind.FINISHED:
+            tell(self, request, kind, *rest)
+
+    patch.setattr(Scheduler, "_tell", silent)
+
+
+def overspend(patch: pytest.MonkeyPatch) -> None:
+    """The token budget is counted per chunk, not per sequence."""
+    patch.setattr(Step, "_clip", lambda self, request: min(self._behind(request), max(self.budget, 0)))
+
+
+def copy_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Copy-on-write takes a new block, and does not fill it."""
+    unshare = KVCache._unshare
+
+    def empty(self: KVCache, request: Request, table: list[int]) -> list[Transfer]:
+        unshare(self, request, table)
+        return []
+
+    patch.setattr(KVCache, "_unshare", empty)
+
+
+def mix_up_swap_in(patch: pytest.MonkeyPatch) -> None:
+    """Blocks come back in the reverse order; every count is right, and the contents are not."""
+    swap_in = KVCache.swap_in
+
+    def mixed(self: KVCache, request: Request) -> Transfer:
+        transfer = swap_in(self, request)
+        return transfer._replace(dst=transfer.dst[::-1])
+
+    patch.setattr(KVCache, "swap_in", mixed)
+
+
+def withhold_growth(patch: pytest.MonkeyPatch) -> None:
+    """The backend is not told of blocks that a table grows by."""
+    prepare = KVCache.prepare
+
+    def secretive(self: KVCache, request: Request, num_tokens: int) -> Any:
+        updates, copies = prepare(self, request, num_tokens)
+        return [update for update in updates if update.first == 0], copies
+
+    patch.setattr(KVCache, "prepare", secretive)
+
+
+REQUIRED: list[tuple[Plant, int]] = [
+    (leak_on_abort, 1),
+    (write_shared, 4),
+    (never_continue, 6),
+    (admit_nobody, 6),
+]
+OTHERS: list[tuple[Plant, int]] = [
+    (lose_a_victim, 6),
+    (keep_silent, 2),
+    (overspend, 5),
+    (copy_nothing, 8),
+    (mix_up_swap_in, 8),
+    (withhold_growth, 8),
+]
+
+
+@pytest.mark.parametrize(("plant", "law"), REQUIRED + OTHERS)
+def test_the_seeded_driver_catches(plant: Plant, law: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    total: Counter[str] = Counter()
+    with pytest.raises(LawBroken) as caught:
+        for counts in soak(seed=1, num_steps=MAX_STEPS, make=LawfulScheduler):
+            total += counts
+    assert caught.value.number == law, caught.value
+    assert total["steps"] < MAX_STEPS
+
+
+@pytest.mark.parametrize(("plant", "law"), REQUIRED)
+def test_hypothesis_catches(plant: Plant, law: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    once = settings(
+        max_examples=200,
+        stateful_step_count=40,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )
+    with pytest.raises(LawBroken) as caught:
+        run_state_machine_as_test(CoreMachine, settings=once)
+    assert caught.value.number == law, caught.value
