@@ -1,0 +1,207 @@
+"""TorchBackend: executes plans with a transformers model on a paged KV pool."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from time import perf_counter_ns
+
+import torch
+from pagedkv import AttentionOptions, Batch, KVLayout, Piece, ReferenceAttention, batch_order
+
+from engine.core.backend import Capacity, RequestSpec
+from engine.core.plan import Chunk, Finish, StepPlan, StepResult
+from engine.core.policies.base import Limits
+from engine.runtime.model import LoadedModel
+from engine.runtime.pools import Pools
+from engine.runtime.profiling import MemoryProfile, largest_step, peak_bytes
+from engine.runtime.sampler import Draw, finish_reason, sample
+from engine.runtime.sequences import Sequences
+
+
+class BatchStep:
+    """Answers the attention calls of one forward pass over a batch."""
+
+    def __init__(self, attention: ReferenceAttention, batch: Batch) -> None:
+        self._attention = attention
+        self._batch = batch
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        options: AttentionOptions,
+    ) -> torch.Tensor:
+        """See `ReferenceAttention.attend`."""
+        return self._attention.attend(self._batch, layer, query, key, value, options)
+
+
+class TorchBackend:
+    """The real backend (engine.core.backend.Backend); one plan after another on a thread of its own.
+
+    The pool has `num_blocks` blocks, or, if that is None, as many as `memory_bytes` leaves room for once the
+    weights and the largest step are paid for. `seed` names the streams of token ids for traces that have
+    lengths only.
+
+    Raises:
+        ValueError: neither or both of num_blocks and memory_bytes are given, the pool has no room for a
+            single block, or the model does not know max_model_len positions.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        limits: Limits,
+        *,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        memory_bytes: int | None = None,
+        num_host_blocks: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if (num_blocks is None) == (memory_bytes is None):
+            raise ValueError("give either num_blocks or memory_bytes, to say how large the KV pool is")
+        if model.max_positions is not None and limits.max_model_len > model.max_positions:
+            raise ValueError(
+                f"max_model_len is {limits.max_model_len}, {model.name} knows {model.max_positions} positions"
+            )
+        self.model = model
+        self.limits = limits
+        self.layout = KVLayout(*model.kv_shape, block_size)
+        self.sequences = Sequences(model.vocab_size, seed)
+        self._keeps_logits = "logits_to_keep" in inspect.signature(model.module.forward).parameters
+        self.profile: MemoryProfile | None = None
+        """Where the memory went; None if num_blocks was given."""
+        if memory_bytes is not None:
+            self.profile = self._profile(memory_bytes)
+            num_blocks = self.profile.pool_bytes // self.layout.block_bytes(model.dtype)
+        assert num_blocks is not None
+        self._capacity = Capacity(num_blocks, num_host_blocks, block_size)
+        self.pools = Pools(self.layout, model.dtype, model.device, num_blocks, num_host_blocks)
+        self._attention = self._attention_on(self.pools.device)
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch-backend")
+
+    @property
+    def capacity(self) -> Capacity:
+        """Blocks of both pools."""
+        return self._capacity
+
+    def add(self, spec: RequestSpec) -> None:
+        """Take in a request; see `Sequences.add`."""
+        self.sequences.add(spec)
+
+    def drop(self, request_id: str) -> None:
+        """Forget a request."""
+        self.sequences.drop(request_id)
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """Start a plan, after those submitted before it."""
+        return self._worker.submit(self._execute, plan)
+
+    def collect(self, ticket: object) -> StepResult:
+        """Wait for a plan; whatever went wrong in it is raised here."""
+        assert isinstance(ticket, Future)
+        result: StepResult = ticket.result()
+        return result
+
+    @torch.inference_mode()
+    def _execute(self, plan: StepPlan) -> StepResult:
+        times = [perf_counter_ns()]
+        self.sequences.update(plan.updates)
+        self.pools.execute(plan.transfers)
+        times.append(perf_counter_ns())
+        token_ids: dict[tuple[str, int], int] = {}
+        if plan.chunks:
+            flat = self.sequences.flatten(plan.chunks)
+            draws, kept_rows = self._draws(plan.chunks, flat.last_rows)
+            logits = self._forward(flat.token_ids, flat.pieces, kept_rows, self._attention)
+            times.append(perf_counter_ns())
+            keys = [(draw.request_id, draw.seq) for draw in draws]
+            token_ids = dict(zip(keys, sample(logits, draws), strict=True))
+        finished = self._append(token_ids)
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        times.append(perf_counter_ns())
+        return StepResult(times[-1] - times[0], finished, token_ids, self._parts_ns(times))
+
+    def _draws(
+        self, chunks: Sequence[Chunk], last_rows: Mapping[tuple[str, int], int]
+    ) -> tuple[list[Draw], list[int]]:
+        """The tokens to sample, in batch order, and the rows of the flat batch whose logits they need.
+
+        While a prompt is computed by one sequence for all, all draw from that one's last row.
+        """
+        draws: list[Draw] = []
+        kept_rows: list[int] = []
+        for chunk in chunks:
+            spec = self.sequences.specs[chunk.request_id]
+            if chunk.samples:
+                first_row = len(kept_rows)
+                kept_rows += [last_rows[chunk.request_id, seq] for seq in chunk.seqs]
+            for seq in chunk.samples:
+                row = first_row + (chunk.seqs.index(seq) if len(chunk.seqs) > 1 else 0)
+                draws.append(Draw(chunk.request_id, seq, row, chunk.start + chunk.num_tokens, spec.sampling))
+        return draws, kept_rows
+
+    def _forward(
+        self,
+        token_ids: Sequence[int],
+        pieces: Sequence[Piece],
+        kept_rows: Sequence[int],
+        attention: ReferenceAttention,
+    ) -> torch.Tensor:
+        """Run the model over a flat batch; logits of the kept rows, `(len(kept_rows), vocab_size)`."""
+        device = self.model.device
+        batch = Batch.build(self.layout, pieces, device, attention.max_group_blocks)
+        # A batch in the middle of a prompt samples nothing, but not every output layer takes an empty input.
+        kept = torch.tensor(kept_rows or [0], device=device)
+        options = {"logits_to_keep": kept} if self._keeps_logits else {}
+        output = self.model.module(
+            input_ids=torch.tensor([token_ids], device=device),
+            position_ids=batch.positions[None],
+            use_cache=False,
+            step=BatchStep(attention, batch),
+            **options,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return (logits if self._keeps_logits else logits[kept])[: len(kept_rows)]
+
+    def _append(self, token_ids: Mapping[tuple[str, int], int]) -> tuple[Finish, ...]:
+        """Add the sampled tokens to their sequences; those that ended, in batch order."""
+        finished = []
+        for (request_id, seq), token_id in token_ids.items():
+            num_tokens = self.sequences.append(request_id, seq, token_id)
+            spec = self.sequences.specs[request_id]
+            reason = finish_reason(spec, token_id, num_tokens, self.limits.max_model_len)
+            if reason is not None:
+                finished.append(Finish(request_id, seq, reason))
+        return tuple(finished)
+
+    def _parts_ns(self, times: Sequence[int]) -> dict[str, float]:
+        """The duration by parts; on a GPU work is queued, so only the whole can be told."""
+        if self.model.device.type != "cpu":
+            return {}
+        names = ("transfers", "model", "sampling") if len(times) == 4 else ("transfers", "sampling")
+        return {name: float(end - start) for name, (start, end) in zip(names, pairwise(times), strict=True)}
+
+    def _attention_on(self, pool: torch.Tensor) -> ReferenceAttention:
+        return ReferenceAttention(self.layout, pool, self.layout.num_blocks(self.limits.max_model_len))
+
+    def _profile(self, memory_bytes: int) -> MemoryProfile:
+        """Measure the largest step, on a pool of one block that stands for all of them."""
+
+        @torch.inference_mode()
+        def run() -> None:
+            pool = self.layout.allocate(1, self.model.dtype, self.model.device)
+            block_ids = [0] * self.layout.num_blocks(self.limits.max_model_len)
+            pieces = [Piece(start, num_tokens, block_ids) for start, num_tokens in largest_step(self.limits)]
+            pieces = [pieces[i] for i in batch_order(pieces)]
+            num_tokens = sum(piece.num_tokens for piece in pieces)
+            kept_rows = range(min(num_tokens, self.limits.max_num_seqs))
+            self._forward([0] * num_tokens, pieces, kept_rows, self._attention_on(pool)).argmax(dim=-1)
+
+        return MemoryProfile(memory_bytes, self.model.weight_bytes, peak_bytes(run, self.model.device))

@@ -1,0 +1,41 @@
+"""The driver of the real engine: reads the clock, lets requests arrive, runs one step after another."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from engine.core.backend import RequestSpec
+from engine.core.serving import Serving
+from engine.runtime.clock import Clock
+
+
+def serve(serving: Serving, specs: Iterable[RequestSpec], clock: Clock) -> int:
+    """Serve a trace to its end; the time at which the last step ended, in nanoseconds of the clock.
+
+    A step begins at the time the previous one ended, so that planning and bookkeeping count towards the step
+    periods; only after idling does it begin at the time read from the clock.
+
+    Raises:
+        RuntimeError: requests are outstanding, none can run, and none is to come (law 6).
+    """
+    pending = deque(sorted(specs, key=lambda spec: (spec.arrival_ns, spec.request_id)))
+    now_ns = clock.now_ns()
+    while True:
+        while pending and pending[0].arrival_ns <= now_ns:
+            serving.arrive(pending.popleft(), now_ns)
+        flight = serving.begin(now_ns)
+        if flight is not None:
+            result = serving.collect(flight)
+            now_ns = clock.now_ns()
+            serving.finish(flight, result, now_ns)
+        elif pending:
+            clock.wait_until(pending[0].arrival_ns)
+            now_ns = clock.now_ns()
+        elif serving.scheduler.is_idle:
+            return now_ns
+        else:
+            raise RuntimeError(
+                f"no progress: {len(serving.scheduler.requests)} requests are outstanding at {now_ns} ns, "
+                "no plan computes any of them, and no arrival can change that"
+            )

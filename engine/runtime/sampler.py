@@ -1,0 +1,81 @@
+"""From logits to tokens, and the rule by which a sequence ends.
+
+A draw depends on the seed, the sequence and the position of the token, on nothing else: a request yields the
+same tokens however it was batched, preempted or recomputed, and sequence i with seed s is sequence 0 with
+seed s + i.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from engine.core.backend import RequestSpec, Sampling
+from engine.core.plan import FinishReason
+
+
+class Draw(NamedTuple):
+    """A token to be sampled."""
+
+    request_id: str
+    seq: int
+    row: int
+    """Of the logits."""
+    position: int
+    """Of the token to be drawn, in its sequence."""
+    sampling: Sampling
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) from the counter-based stream `seed`: 53 bits of BLAKE2b over seed and position."""
+    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) * 2.0**-53
+
+
+def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    """Token of each draw, from logits `(num_rows, vocab_size)`; all greedy ones by one argmax."""
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    drawn = []
+    for draw in draws:
+        if draw.sampling.temperature == 0:
+            drawn.append(tokens[draw.row])
+        else:
+            number = uniform(draw.sampling.seed + draw.seq, draw.position)
+            drawn.append(sample_row(logits[draw.row], draw.sampling, number))
+    return drawn
+
+
+def sample_row(logits: torch.Tensor, sampling: Sampling, number: float) -> int:
+    """Invert the cumulative distribution of one row, `(vocab_size,)`, at `number` in [0, 1).
+
+    Temperature, then top-k, then top-p on what top-k left, each keeping the most likely tokens, and of
+    equally likely ones those with the lowest ids. Top-p keeps the fewest tokens whose probabilities add up to
+    at least p.
+    """
+    scaled = logits.double() / sampling.temperature  # double: float32 sums of 100,000 terms lose the tail
+    order: torch.Tensor | None = None
+    if 0 < sampling.top_k < len(scaled) or sampling.top_p < 1:
+        scaled, order = torch.sort(scaled, descending=True, stable=True)
+        if sampling.top_k > 0:
+            scaled = scaled[: sampling.top_k]
+    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
+    if sampling.top_p < 1:
+        num_kept = int(torch.searchsorted(cumulative, sampling.top_p)) + 1
+        cumulative = cumulative[:num_kept]
+    target = (number * cumulative[-1]).to(cumulative.dtype)
+    index = min(int(torch.searchsorted(cumulative, target, right=True)), len(cumulative) - 1)
+    return index if order is None else int(order[index])
+
+
+def finish_reason(
+    spec: RequestSpec, token_id: int, num_tokens: int, max_model_len: int
+) -> FinishReason | None:
+    """Why a sequence ends with this token, being `num_tokens` long now, prompt included; None: it goes on."""
+    if token_id in spec.sampling.stop_token_ids:
+        return FinishReason.STOP
+    if num_tokens >= spec.length_limit(max_model_len):
+        return FinishReason.LENGTH
+    return None

@@ -1,0 +1,250 @@
+"""Benchmark of the engine on a fixed workload, against transformers' continuous batching in one process.
+
+    python -m experiments.bench_engine --workload mixed64.json --dtype float32 --peer
+
+The workload is JSON, `{"requests": [{"id", "prompt_token_ids", "max_new_tokens"}, ...]}`; all requests arrive
+at once and are decoded greedily to their length. The model is a Llama of 100 M parameters, random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from engine.core.backend import RequestSpec
+from engine.core.plan import Event, StepPlan, StepResult
+from engine.core.policies.admission import FullPrompt
+from engine.core.policies.base import Limits, Policies
+from engine.core.policies.batching import DecodeFirst
+from engine.core.policies.order import Fcfs
+from engine.core.policies.reservation import OnDemand
+from engine.core.policies.restore import Recompute
+from engine.core.policies.victim import LastAdmitted
+from engine.core.scheduler import Scheduler
+from engine.core.serving import Serving
+from engine.runtime.backend import TorchBackend
+from engine.runtime.clock import VirtualClock
+from engine.runtime.loop import serve
+from engine.runtime.model import DTYPES, load_dummy
+
+LLAMA_100M: dict[str, Any] = {
+    "vocab_size": 32000,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+LIMITS = Limits(max_num_seqs=64, max_num_batched_tokens=512, max_model_len=2048)
+BLOCK_SIZE = 16
+VLLM_TOKENS_PER_S = {"float32": 505.0, "bfloat16": 771.0}
+"""vLLM 0.32, CPU backend, mixed64, 2 threads of another CPU, which has AVX-512 and bfloat16 instructions."""
+
+Outputs = dict[str, list[int]]
+
+
+class Measurement(NamedTuple):
+    """One engine on one workload."""
+
+    name: str
+    num_requests: int
+    num_output_tokens: int
+    wall_s: float
+    cpu_s: float
+    outputs: Outputs
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output tokens a second of wall time, prefill included."""
+        return self.num_output_tokens / self.wall_s
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Collects the tokens of each request, and where the time of the steps went."""
+
+    outputs: Outputs = field(default_factory=dict)
+    parts_ns: dict[str, float] = field(default_factory=dict)
+    num_steps: int = 0
+
+    def arrived(self, spec: RequestSpec, now_ns: int) -> None:
+        """Make room for its tokens."""
+        self.outputs[spec.request_id] = []
+
+    def stepped(
+        self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
+    ) -> None:
+        """Take the sampled tokens."""
+        self.num_steps += 1
+        for (request_id, _), token_id in (result.token_ids or {}).items():
+            self.outputs[request_id].append(token_id)
+        parts_ns = {**result.parts_ns, "planning": end_ns - start_ns - result.duration_ns}
+        for name, part_ns in parts_ns.items():
+            self.parts_ns[name] = self.parts_ns.get(name, 0.0) + part_ns
+
+
+def read_workload(path: Path) -> list[RequestSpec]:
+    """The requests of a workload file.
+
+    Raises:
+        ValueError: a request lacks a field; the file and the request are named.
+    """
+    specs = []
+    for i, request in enumerate(json.loads(path.read_text())["requests"]):
+        try:
+            prompt, length = tuple(request["prompt_token_ids"]), request["max_new_tokens"]
+            specs.append(
+                RequestSpec(str(request["id"]), 0, len(prompt), length, length, prompt_token_ids=prompt)
+            )
+        except KeyError as missing:
+            raise ValueError(f"{path}: request {i} has no {missing}") from None
+    return specs
+
+
+def measure(name: str, specs: Sequence[RequestSpec], run: Callable[[], Outputs]) -> Measurement:
+    """Wall and CPU seconds of a run."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    outputs = run()
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    num_output_tokens = sum(map(len, outputs.values()))
+    expected = sum(spec.max_tokens for spec in specs)
+    if num_output_tokens != expected:
+        raise RuntimeError(f"{name} gave {num_output_tokens} tokens instead of {expected}")
+    return Measurement(name, len(specs), num_output_tokens, wall_s, cpu_s, outputs)
+
+
+def measure_engine(specs: Sequence[RequestSpec], dtype: str) -> tuple[Measurement, Recorder]:
+    """Serve with this engine, with a pool that has room for all requests."""
+    model = load_dummy("LlamaConfig", LLAMA_100M, dtype=dtype)
+    num_blocks = sum(-(-spec.length_limit(LIMITS.max_model_len) // BLOCK_SIZE) for spec in specs)
+    backend = TorchBackend(model, LIMITS, block_size=BLOCK_SIZE, num_blocks=num_blocks)
+    policies = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand())
+
+    def run(some: Sequence[RequestSpec]) -> Recorder:
+        recorder = Recorder()
+        serving = Serving(Scheduler(backend.capacity, LIMITS, policies), backend, [recorder])
+        serve(serving, some, VirtualClock())
+        return recorder
+
+    run([RequestSpec("warm-up", 0, 64, 4)])
+    recorders: list[Recorder] = []
+
+    def timed() -> Outputs:
+        recorders.append(run(specs))
+        return recorders[0].outputs
+
+    return measure(f"this engine, {model.packing.compute_dtype or dtype} products", specs, timed), recorders[
+        0
+    ]
+
+
+def measure_peer(specs: Sequence[RequestSpec], dtype: str) -> Measurement:
+    """Transformers' continuous batching, with the same token budget and a pool as roomy."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.LlamaConfig(**LLAMA_100M)
+        model: Any = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=DTYPES[dtype]
+        )
+    num_tokens = sum(spec.length_limit(LIMITS.max_model_len) for spec in specs)
+    batching = transformers.ContinuousBatchingConfig(
+        page_size=32,
+        num_blocks=num_tokens // 32 + 2 * len(specs),
+        max_batch_tokens=LIMITS.max_num_batched_tokens,
+        max_requests_per_batch=LIMITS.max_num_seqs,
+    )
+    generation = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False, eos_token_id=-1, pad_token_id=0
+    )
+    with model.eval().continuous_batching_context_manager(
+        generation_config=generation, continuous_batching_config=batching, block=True
+    ) as manager:
+        _generate(manager, [RequestSpec("warm-up", 0, 64, 4, prompt_token_ids=(7,) * 64)])
+        return measure("transformers continuous batching", specs, lambda: _generate(manager, specs))
+
+
+def _generate(manager: transformers.ContinuousBatchingManager, specs: Sequence[RequestSpec]) -> Outputs:
+    for spec in specs:
+        manager.add_request(
+            list(spec.prompt_token_ids or ()), request_id=spec.request_id, max_new_tokens=spec.max_tokens
+        )
+    outputs: Outputs = {}
+    while len(outputs) < len(specs):
+        result = manager.get_result(timeout=1)
+        if result is not None and result.is_finished():
+            outputs[result.request_id] = list(result.generated_tokens)
+        elif result is None and not manager.is_running():
+            raise RuntimeError("transformers' continuous batching stopped before all requests were done")
+    return outputs
+
+
+def report(measurements: Sequence[Measurement], dtype: str, console: Console) -> None:
+    """Print rates, and what they are relative to the first."""
+    table = Table(
+        title=f"{dtype}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    for column in ("engine", "requests", "output tokens", "wall s", "CPU s", "tokens/s", "this engine is"):
+        table.add_column(column, justify="left" if column == "engine" else "right")
+    ours = measurements[0].tokens_per_s
+    for m in measurements:
+        row = (
+            m.num_requests,
+            m.num_output_tokens,
+            f"{m.wall_s:.1f}",
+            f"{m.cpu_s:.1f}",
+            f"{m.tokens_per_s:.1f}",
+        )
+        table.add_row(m.name, *map(str, row), f"{ours / m.tokens_per_s:.2f}x")
+    vllm = VLLM_TOKENS_PER_S.get(dtype)
+    if vllm is not None:
+        table.add_row(
+            "vLLM, on a CPU with AVX-512", "64", "8837", "", "", f"{vllm:.0f}", f"{ours / vllm:.2f}x"
+        )
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workload", type=Path, required=True)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--peer", action="store_true", help="measure transformers' continuous batching as well"
+    )
+    parser.add_argument(
+        "--peer-requests", type=int, default=16, help="the peer serves only the first so many"
+    )
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    console = Console()
+    specs = read_workload(options.workload)
+    ours, recorder = measure_engine(specs, options.dtype)
+    measurements = [ours]
+    if options.peer:
+        few = specs[: options.peer_requests]
+        if len(few) < len(specs):
+            measurements.append(measure_engine(few, options.dtype)[0])
+        measurements.append(measure_peer(few, options.dtype))
+    report(measurements, options.dtype, console)
+    parts = ", ".join(f"{name} {ns / 1e9:.2f} s" for name, ns in recorder.parts_ns.items())
+    console.print(f"{recorder.num_steps} steps: {parts}")
+
+
+if __name__ == "__main__":
+    main()

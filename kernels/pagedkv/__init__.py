@@ -1,0 +1,17 @@
+"""Attention on a paged KV pool: the memory layout, the geometry of a batch, and the torch reference."""
+
+from pagedkv.batch import Batch, Group, Piece, batch_order
+from pagedkv.layout import KVLayout
+from pagedkv.options import AttentionOptions
+from pagedkv.reference import ReferenceAttention, write_kv
+
+__all__ = [
+    "AttentionOptions",
+    "Batch",
+    "Group",
+    "KVLayout",
+    "Piece",
+    "ReferenceAttention",
+    "batch_order",
+    "write_kv",
+]

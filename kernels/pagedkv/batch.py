@@ -1,0 +1,162 @@
+"""The geometry of one batch: which slots it writes, which rows it reads, what masks it needs.
+
+Everything here is the same for all layers of a step, so it is worked out once a step, on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pagedkv.layout import KVLayout
+
+MAX_PADDING = 1.5
+"""Decodes share a group while the longest has at most this many times the blocks of the shortest."""
+
+
+class Piece(NamedTuple):
+    """Consecutive tokens of one sequence, to be computed in this batch."""
+
+    start: int
+    """Position of the first; the KV of all positions below is in the pool."""
+    num_tokens: int
+    block_ids: Sequence[int]
+    """Block table; covers position start + num_tokens - 1."""
+
+
+def batch_order(pieces: Sequence[Piece]) -> list[int]:
+    """How a batch wants its pieces: single tokens first, by context length, so that groups are slices."""
+    return sorted(range(len(pieces)), key=lambda i: (pieces[i].num_tokens > 1, pieces[i].start, i))
+
+
+@dataclass(slots=True)
+class Group:
+    """What one attention call computes: one token each of several sequences, or some tokens of one."""
+
+    tokens: slice
+    """Its rows of the flat batch."""
+    num_seqs: int
+    num_queries: int
+    """Tokens of each sequence."""
+    num_slots: int
+    """Context length of the longest sequence: keys and values beyond it are not used."""
+    ends: torch.Tensor
+    """Context length of each sequence, its new tokens included, `(num_seqs,)`, on the host."""
+    rows: torch.Tensor | None
+    """Pool rows to gather, `(num_layers, 2 * num_seqs * num_blocks)`: all K rows of a layer, then all V rows.
+    None: the context is the new tokens, nothing is to be read."""
+    device: torch.device
+    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+
+    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """What to add to the scores, `(num_seqs, 1, num_queries, num_slots)`: 0 or -inf; None if it would be
+        0.
+
+        A query at position p sees positions p - window < s <= p.
+        """
+        if window is not None and window >= self.num_slots:
+            window = None
+        if window not in self.masks:
+            self.masks[window] = self._mask(window, dtype)
+        return self.masks[window]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        slots = torch.arange(self.num_slots)
+        queries = (self.ends[:, None] - self.num_queries + torch.arange(self.num_queries))[:, None, :, None]
+        hidden = slots > queries
+        if window is not None:
+            hidden |= slots <= queries - window
+        if not hidden.any():
+            return None
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
+        return mask.to(self.device, non_blocking=True)
+
+
+@dataclass(slots=True)
+class Batch:
+    """A flat batch of pieces, in the order given; see `batch_order`."""
+
+    positions: torch.Tensor
+    """Of each token, `(num_tokens,)`."""
+    slots: torch.Tensor
+    """Pool slots to write, `(num_layers, 2, num_tokens)`: K and V of each token in each layer."""
+    groups: list[Group]
+
+    @classmethod
+    def build(
+        cls, layout: KVLayout, pieces: Sequence[Piece], device: torch.device, max_group_blocks: int
+    ) -> Batch:
+        """Work out slots and groups; several sequences in a group gather at most `max_group_blocks`."""
+        positions = np.concatenate([np.arange(p.start, p.start + p.num_tokens) for p in pieces])
+        tables = np.concatenate([_blocks_of_tokens(layout, piece) for piece in pieces])
+        offsets = positions % layout.block_size
+        first_rows = np.arange(layout.rows_per_block).reshape(layout.num_layers, 2, 1)
+        slots = (tables * layout.rows_per_block + first_rows) * layout.block_size + offsets
+        groups = [
+            _group(layout, members, first, device)
+            for first, members in _split(layout, pieces, max_group_blocks)
+        ]
+        return cls(_to_device(positions, device), _to_device(slots, device), groups)
+
+
+def _blocks_of_tokens(layout: KVLayout, piece: Piece) -> np.ndarray:
+    """Block that each token of the piece is written to."""
+    blocks = np.arange(piece.start, piece.start + piece.num_tokens) // layout.block_size
+    first = piece.start // layout.block_size
+    last = (piece.start + piece.num_tokens - 1) // layout.block_size
+    return np.asarray(piece.block_ids[first : last + 1], dtype=np.int64)[blocks - first]
+
+
+def _split(
+    layout: KVLayout, pieces: Sequence[Piece], max_group_blocks: int
+) -> Iterator[tuple[int, list[Piece]]]:
+    """Cut the batch into groups of neighbours that are alike; yields (first token, members)."""
+    first_token, members = 0, list[Piece]()
+    num_tokens = 0
+    for piece in pieces:
+        if members and not _fits(layout, members, piece, max_group_blocks):
+            yield first_token, members
+            first_token, members = num_tokens, []
+        members.append(piece)
+        num_tokens += piece.num_tokens
+    if members:
+        yield first_token, members
+
+
+def _fits(layout: KVLayout, members: list[Piece], piece: Piece, max_group_blocks: int) -> bool:
+    if piece.num_tokens > 1 or members[0].num_tokens > 1 or piece.start < members[-1].start:
+        return False
+    num_blocks = layout.num_blocks(piece.start + 1)
+    if num_blocks * (len(members) + 1) > max_group_blocks:
+        return False
+    return num_blocks <= MAX_PADDING * layout.num_blocks(members[0].start + 1) + 1
+
+
+def _group(layout: KVLayout, members: list[Piece], first_token: int, device: torch.device) -> Group:
+    num_queries = members[0].num_tokens
+    tokens = slice(first_token, first_token + num_queries * len(members))
+    ends = torch.tensor([piece.start + piece.num_tokens for piece in members])
+    num_slots = int(ends[-1])
+    fresh = len(members) == 1 and members[0].start == 0
+    rows = None if fresh else _rows(layout, members, num_slots, device)
+    return Group(tokens, len(members), num_queries, num_slots, ends, rows, device)
+
+
+def _rows(layout: KVLayout, members: list[Piece], num_slots: int, device: torch.device) -> torch.Tensor:
+    num_blocks = layout.num_blocks(num_slots)
+    tables = np.zeros((len(members), num_blocks), dtype=np.int64)  # padding reads block 0, and is masked
+    for i, piece in enumerate(members):
+        held = layout.num_blocks(piece.start + piece.num_tokens)
+        tables[i, :held] = piece.block_ids[:held]
+    first_rows = np.arange(layout.rows_per_block).reshape(layout.num_layers, 2, 1)
+    rows = tables.reshape(1, 1, -1) * layout.rows_per_block + first_rows
+    return _to_device(rows.reshape(layout.num_layers, -1), device)
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,91 @@
+"""The driver and its clocks."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from engine.core.backend import Capacity
+from engine.core.plan import EventKind, Finish, FinishReason, StepResult
+from engine.core.policies.restore import Recompute
+from engine.core.scheduler import Scheduler
+from engine.core.serving import Serving
+from engine.runtime.clock import VirtualClock, WallClock
+from engine.runtime.loop import serve
+from tests.runtime.support import LIMITS, Recorder, load, policies, prompts, request, run
+
+HOUR_NS = 3_600_000_000_000
+
+
+class Instant:
+    """A backend that ends every sequence with its first token."""
+
+    capacity = Capacity(num_blocks=50, num_host_blocks=0, block_size=4)
+
+    def add(self, spec):
+        pass
+
+    def drop(self, request_id):
+        pass
+
+    def submit(self, plan):
+        return plan
+
+    def collect(self, ticket):
+        keys = [(chunk.request_id, seq) for chunk in ticket.chunks for seq in chunk.samples]
+        finished = tuple(Finish(*key, FinishReason.LENGTH) for key in keys)
+        return StepResult(1, finished, dict.fromkeys(keys, 0))
+
+
+def serving(recorder, **changes):
+    limits = replace(LIMITS, **changes)
+    scheduler = Scheduler(Instant.capacity, limits, policies(Recompute(), chunked=False))
+    return Serving(scheduler, Instant(), [recorder])
+
+
+def test_an_hour_of_idling_takes_no_time_on_the_virtual_clock():
+    specs = [replace(request(f"r{i}", (1, 2), 1), arrival_ns=i * HOUR_NS) for i in range(3)]
+    recorder, clock = Recorder(), VirtualClock()
+    before = time.perf_counter()
+    end_ns = serve(serving(recorder), specs, clock)
+    assert time.perf_counter() - before < 5
+    assert 2 * HOUR_NS <= end_ns == recorder.ends_ns[-1] < 2 * HOUR_NS + 10**10
+    assert clock.skipped_ns > 2 * HOUR_NS - 10**10
+    assert [start // HOUR_NS for start in recorder.starts_ns] == [0, 1, 2]
+
+
+def test_the_wall_clock_waits():
+    specs = [replace(request(f"r{i}", (1, 2), 1), arrival_ns=i * 30_000_000) for i in range(3)]
+    recorder = Recorder()
+    before = time.perf_counter_ns()
+    serve(serving(recorder), specs, WallClock())
+    assert time.perf_counter_ns() - before >= 60_000_000
+    assert all(start >= i * 30_000_000 for i, start in enumerate(recorder.starts_ns))
+
+
+def test_busy_steps_follow_one_another_without_a_gap():
+    specs = [request(f"r{i}", prompt, 5) for i, prompt in enumerate(prompts((5, 17, 30)))]
+    recorder = run(load("llama"), specs)
+    assert len(recorder.starts_ns) >= 5
+    assert recorder.starts_ns[1:] == recorder.ends_ns[:-1]
+
+
+def test_a_request_that_can_never_fit_is_rejected_and_the_others_run_on():
+    specs = [request("long", prompts((120,))[0], 20), *(request(f"r{i}", (1, 2, 3), 4) for i in range(2))]
+    recorder = run(load("llama"), specs, num_blocks=10)
+    assert recorder.endings["long"].kind is EventKind.REJECTED
+    assert recorder.endings["long"].detail
+    assert [len(recorder.tokens[f"r{i}", 0]) for i in range(2)] == [4, 4]
+
+
+def test_outstanding_requests_that_nothing_can_move_are_an_error():
+    class Stuck(Scheduler):
+        def schedule(self, now_ns):
+            return None
+
+    recorder = Recorder()
+    stuck = Serving(
+        Stuck(Instant.capacity, LIMITS, policies(Recompute(), chunked=False)), Instant(), [recorder]
+    )
+    with pytest.raises(RuntimeError, match="no progress: 1 requests are outstanding"):
+        serve(stuck, [request("a", (1, 2), 1)], VirtualClock())
