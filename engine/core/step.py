@@ -318,11 +318,10 @@ class Step:
     # The end of the step.
 
     def put_prefills_first(self) -> None:
-        """Batch: admitted, prefills, decodes. Running queue: those without a chunk, admitted, decodes,
-        prefills.
+        """Lay the batch out as admitted, prefills, decodes, as vLLM 0.4.2 does with chunked prefill.
 
-        So vLLM 0.4.2 lays them out with chunked prefill. Nothing is decided by it: it sorts `running` again
-        before the next use.
+        Its running queue then has those without a chunk, admitted, decodes, prefills. That decides nothing
+        where `running` is sorted before the next use, as there; elsewhere the queue stays as it is.
         """
         self.chunks |= {
             request: Chunk(request.id, request.num_computed_tokens, 1, request.live, request.live)
@@ -338,8 +337,9 @@ class Step:
         batch += prefills + returned_prefills + decodes + returned_decodes
         queue += decodes + prefills + returned_decodes + returned_prefills
         self.chunks = {request: self.chunks[request] for request in batch}
-        running.rearrange(queue)
-        self._entrants.clear()
+        if "running" in self._policies.order.sorts:
+            running.rearrange(queue)
+            self._entrants.clear()
 
     @property
     def requests(self) -> list[Request]:

@@ -150,7 +150,7 @@ class Verbs(Protocol):
         ...
 
     def put_prefills_first(self) -> None:
-        """Lay out the batch and the running queue as vLLM 0.4.2 does with chunked prefill."""
+        """Lay the batch out as vLLM 0.4.2 does with chunked prefill."""
         ...
 
 
