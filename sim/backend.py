@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import add, ge
 from typing import cast
 
@@ -25,6 +26,8 @@ class SimulatedBackend:
         self._max_model_len = max_model_len
         self._limits: dict[str, int] = {}
         """Positions that a sequence computes in all: its last token is sampled and never computed."""
+        self._batch_limits: tuple[Sequence[str], list[int]] = ((), [])
+        """Request ids of the last batch, and their limits; most batches are of those of the step before."""
 
     @property
     def capacity(self) -> Capacity:
@@ -59,12 +62,7 @@ class SimulatedBackend:
     def _finished(self, plan: StepPlan) -> tuple[Finish, ...]:
         """The sequences whose token of this step is their last."""
         batch = plan.chunks
-        try:
-            limits = list(map(self._limits.__getitem__, batch.request_ids))
-        except KeyError as error:
-            raise ValueError(
-                f"plan {plan.step_id} computes request {error}, which the backend does not know: add it first"
-            ) from None
+        limits = self._limits_of(plan)
         ends = map(add, batch.starts, batch.num_tokens)
         if not any(map(ge, ends, limits)):  # nearly always, and so without a Python loop
             return ()
@@ -74,3 +72,17 @@ class SimulatedBackend:
             if chunk.start + chunk.num_tokens >= limit
             for seq in chunk.samples
         )
+
+    def _limits_of(self, plan: StepPlan) -> list[int]:
+        """Positions that each request of the batch computes in all."""
+        request_ids, limits = self._batch_limits
+        if request_ids is not plan.chunks.request_ids:
+            request_ids = plan.chunks.request_ids
+            try:
+                limits = list(map(self._limits.__getitem__, request_ids))
+            except KeyError as error:
+                raise ValueError(
+                    f"plan {plan.step_id} computes request {error}, which the backend does not know: add it first"
+                ) from None
+            self._batch_limits = request_ids, limits
+        return limits

@@ -15,6 +15,7 @@ from __future__ import annotations
 from engine.core.backend import Capacity
 from engine.core.kv_cache import KVCache
 from engine.core.plan import (
+    Batch,
     Event,
     EventKind,
     Finish,
@@ -49,6 +50,8 @@ class Scheduler:
         self.num_running_seqs = 0
         self.num_kv_tokens = 0
         """Device slots that hold KV."""
+        self.last_decodes: tuple[list[Request], Batch] = ([], Batch.of(()))
+        """The last batch of decodes and who was in it; most steps are like the one before."""
         self._num_steps = 0
         self._now_ns = 0
         self._in_flight: tuple[StepPlan, list[Request]] | None = None
@@ -198,6 +201,7 @@ class Scheduler:
             return
         num_kv_slots = request.num_kv_slots
         request.live = tuple(seq for seq in request.live if seq != finish.seq)
+        self.last_decodes = ([], Batch.of(()))
         self.kv.release_sequence(request, finish.seq)
         self.num_running_seqs -= 1
         self.num_kv_tokens += request.num_kv_slots - num_kv_slots

@@ -262,6 +262,9 @@ class Step:
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Preempt until a running request can compute `num_tokens`; False if it had to go itself."""
+        is_tight = self.kv.num_free < self._scheduler.num_running_seqs
+        if not is_tight and request.num_computed_tokens + num_tokens <= request.num_writable_slots:
+            return True
         needed = self._blocks_needed(request, num_tokens)
         while self.kv.num_free < needed:
             victim = self._policies.victim.choose(self._scheduler.running)
@@ -350,15 +353,19 @@ class Step:
         """The chunks of the plan, decodes first."""
         if not self.decodes:
             return Batch.of(self.chunks.values())
-        live = [request.live for request in self.decodes]
-        decodes = Batch(
-            [request.id for request in self.decodes],
-            [request.num_computed_tokens for request in self.decodes],
-            [1] * len(live),
-            live,
-            live,
-        )
+        decodes = self._decode_batch()
         return decodes + Batch.of(self.chunks.values()) if self.chunks else decodes
+
+    def _decode_batch(self) -> Batch:
+        """One token for each of `decodes`. If they are those of the last step, only the positions are new."""
+        starts = [request.num_computed_tokens for request in self.decodes]
+        last_decodes, last = self._scheduler.last_decodes
+        if last_decodes == self.decodes:
+            return Batch(last.request_ids, starts, last.num_tokens, last.seqs, last.samples)
+        live = [request.live for request in self.decodes]
+        batch = Batch([request.id for request in self.decodes], starts, [1] * len(live), live, live)
+        self._scheduler.last_decodes = self.decodes, batch
+        return batch
 
     def close(self, step_id: int, *, has_news: bool) -> StepPlan | None:
         """Seat the entrants, queue the victims, and freeze the plan; None if there is nothing to do or to

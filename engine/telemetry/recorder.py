@@ -95,7 +95,7 @@ class Recorder:
                 pairs += work.prefill_attention_pairs
                 num_seqs += len(chunk.seqs) - 1
                 self._catch_up(chunk, owners)
-        if owners != self._owners:
+        if owners is not self._owners and owners != self._owners:
             self._owners = owners
             self.token_runs.extend((self.num_steps, len(self.token_owners)))
             self.token_owners += owners
