@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import add, ge
+from collections.abc import Iterable, Sequence
+from operator import add, ge, sub
 from typing import cast
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
-from sim.cost.base import CostModel, features
+from sim.cost.base import CostModel, StepFeatures, features
 
 
 class SimulatedBackend:
@@ -42,11 +42,36 @@ class SimulatedBackend:
 
     def submit(self, plan: StepPlan) -> object:
         """Price the plan and find the sequences that end with it."""
-        finished = self._finished(plan)
+        finished = self._finished(plan, 1)
         if not plan.chunks and not plan.transfers:
             return StepResult(duration_ns=0, finished=finished)
-        parts_ns = self._cost.parts_ns(features(plan))
-        return StepResult(duration_ns=round(sum(parts_ns.values())), finished=finished, parts_ns=parts_ns)
+        return self._priced(features(plan), finished)
+
+    def submit_leap(self, plan: StepPlan, max_steps: int, quiet_ns: int) -> object:
+        """Price a plan of decodes up to `max_steps` times, each with a context one token longer."""
+        if max_steps > 1:
+            max_steps = min(max_steps, self._steps_to_an_end(plan))
+        if max_steps <= 1:
+            return self.submit(plan)
+        step = features(plan)
+        result = self._priced(step, ())
+        earlier: list[StepResult] = []
+        elapsed_ns = result.duration_ns
+        while len(earlier) + 1 < max_steps and elapsed_ns < quiet_ns:
+            earlier.append(result)
+            step = step._replace(decode_context_tokens=step.decode_context_tokens + step.num_seqs)
+            result = self._priced(step, ())
+            elapsed_ns += result.duration_ns
+        return result._replace(earlier=earlier, finished=self._finished(plan, len(earlier) + 1))
+
+    def _priced(self, step: StepFeatures, finished: tuple[Finish, ...]) -> StepResult:
+        parts_ns = self._cost.parts_ns(step)
+        return StepResult(round(sum(parts_ns.values())), finished, None, parts_ns)
+
+    def _steps_to_an_end(self, plan: StepPlan) -> int:
+        """Executions of a plan of decodes up to the one in which the first sequence ends."""
+        left: Iterable[int] = map(sub, self._limits_of(plan), plan.chunks.starts)
+        return min(left)
 
     def collect(self, ticket: object) -> StepResult:
         """The result that `submit` worked out."""
@@ -59,17 +84,17 @@ class SimulatedBackend:
                 f"request {request_id} was dropped, but the backend does not know it: add it first"
             )
 
-    def _finished(self, plan: StepPlan) -> tuple[Finish, ...]:
-        """The sequences whose token of this step is their last."""
+    def _finished(self, plan: StepPlan, num_steps: int) -> tuple[Finish, ...]:
+        """The sequences whose token is their last, in the last of `num_steps` executions."""
         batch = plan.chunks
         limits = self._limits_of(plan)
         ends = map(add, batch.starts, batch.num_tokens)
-        if not any(map(ge, ends, limits)):  # nearly always, and so without a Python loop
+        if num_steps == 1 and not any(map(ge, ends, limits)):  # nearly always, and so without a Python loop
             return ()
         return tuple(
             Finish(chunk.request_id, seq, FinishReason.LENGTH)
             for chunk, limit in zip(batch, limits, strict=True)
-            if chunk.start + chunk.num_tokens >= limit
+            if chunk.start + chunk.num_tokens + num_steps - 1 >= limit
             for seq in chunk.samples
         )
 
@@ -82,7 +107,8 @@ class SimulatedBackend:
                 limits = list(map(self._limits.__getitem__, request_ids))
             except KeyError as error:
                 raise ValueError(
-                    f"plan {plan.step_id} computes request {error}, which the backend does not know: add it first"
+                    f"plan {plan.step_id} computes request {error}, which the backend does not know: "
+                    "add it first"
                 ) from None
             self._batch_limits = request_ids, limits
         return limits

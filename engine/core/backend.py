@@ -7,7 +7,7 @@ The true length of an output is known here and only here. The scheduler sees a `
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from engine.core.plan import StepPlan, StepResult
 
@@ -120,4 +120,17 @@ class Backend(Protocol):
 
     def drop(self, request_id: str) -> None:
         """Forget a request that has ended."""
+        ...
+
+
+@runtime_checkable
+class LeapingBackend(Backend, Protocol):
+    """A backend that can execute a plan several times before the scheduler looks again."""
+
+    def submit_leap(self, plan: StepPlan, max_steps: int, quiet_ns: int) -> object:
+        """Execute a plan up to `max_steps` times, one token further each time.
+
+        Stops after the step in which a sequence ends, and before a step that would start when `quiet_ns` are
+        over. The result has the executions before the last one in `earlier`.
+        """
         ...

@@ -77,11 +77,11 @@ class JournaledScheduler(Scheduler):
 
     def commit(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
         """Commit a step."""
-        if result.finished:
+        if result.finished or result.earlier:
             finished = [[finish.request_id, finish.seq, finish.reason] for finish in result.finished]
-            self._sink.write(json.dumps(["commit", now_ns, finished]) + "\n")
+            self._sink.write(json.dumps(["commit", now_ns, [len(result.earlier), finished]]) + "\n")
         else:
-            self._sink.write(f'["commit",{now_ns},[]]\n')
+            self._sink.write(f'["commit",{now_ns},[0,[]]]\n')
         return super().commit(plan, result, now_ns)
 
 
@@ -153,10 +153,12 @@ class _Player:
             if recorded != replayed:
                 return Divergence(number, recorded, replayed)
         elif verb == "commit" and self._plan is not None:
+            num_earlier, ends = what
             finished = tuple(
-                Finish(request_id, seq, FinishReason(reason)) for request_id, seq, reason in what
+                Finish(request_id, seq, FinishReason(reason)) for request_id, seq, reason in ends
             )
-            self._scheduler.commit(self._plan, StepResult(0, finished), now_ns)
+            earlier = (StepResult(0),) * num_earlier
+            self._scheduler.commit(self._plan, StepResult(0, finished, earlier=earlier), now_ns)
         else:
             raise JournalError(
                 f"line {number}: {verb!r} is not a verb of the scheduler, or has no plan to commit"

@@ -226,6 +226,16 @@ class StepResult(NamedTuple):
     """The token sampled for each (request, sequence); None in simulation, where only numbers are known."""
     parts_ns: Mapping[str, float] = NO_PARTS
     """The duration as a named sum (linear, attention, transfers, ...), where the backend can tell."""
+    earlier: Sequence[StepResult] = ()
+    """Of a leap: the results of the executions before this one, in none of which a sequence ended.
+
+    A leap executes a plan several times, one token further each time, and is committed once.
+    """
+
+    @property
+    def total_ns(self) -> int:
+        """Duration of all executions together."""
+        return self.duration_ns + sum(result.duration_ns for result in self.earlier)
 
 
 class EventKind(StrEnum):

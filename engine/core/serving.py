@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from engine.core.backend import Backend, RequestSpec
+from engine.core.backend import Backend, LeapingBackend, RequestSpec
 from engine.core.plan import ENDINGS, Event, StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
@@ -39,6 +39,7 @@ class Serving:
     def __init__(self, scheduler: Scheduler, backend: Backend, observers: Sequence[Observer] = ()) -> None:
         self.scheduler = scheduler
         self.backend = backend
+        self._leaper = backend if isinstance(backend, LeapingBackend) else None
         self.observers = observers
 
     def arrive(self, spec: RequestSpec, now_ns: int) -> None:
@@ -55,12 +56,17 @@ class Serving:
         """
         return self.scheduler.abort(request_id, now_ns)
 
-    def begin(self, now_ns: int) -> Flight | None:
-        """Plan a step and hand it to the backend; None if there is nothing to do."""
+    def begin(self, now_ns: int, quiet_ns: int | None = None) -> Flight | None:
+        """Plan a step and hand it to the backend; None if there is nothing to do.
+
+        A driver that knows that nobody will arrive for `quiet_ns` says so, if it has a backend that leaps.
+        """
         plan = self.scheduler.schedule(now_ns)
         if plan is None:
             return None
-        return Flight(plan, self.backend.submit(plan), now_ns)
+        if quiet_ns is None or self._leaper is None:
+            return Flight(plan, self.backend.submit(plan), now_ns)
+        return Flight(plan, self._leaper.submit_leap(plan, self.scheduler.max_repeats(), quiet_ns), now_ns)
 
     def collect(self, flight: Flight) -> StepResult:
         """Wait for the backend."""

@@ -257,7 +257,7 @@ class Step:
     def _prepare(self, request: Request, num_tokens: int) -> None:
         """Make its next positions writable, with what the reservation policy sets aside beyond them."""
         updates, copies = self.kv.prepare(request, self._held(request, num_tokens))
-        self.updates[request] = updates
+        self.updates.setdefault(request, []).extend(updates)
         self.transfers += copies
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
@@ -326,6 +326,8 @@ class Step:
         Its running queue then has those without a chunk, admitted, decodes, prefills. That decides nothing
         where `running` is sorted before the next use, as there; elsewhere the queue stays as it is.
         """
+        if not self.chunks:
+            return  # decodes only, which are in place
         self.chunks |= {
             request: Chunk(request.id, request.num_computed_tokens, 1, request.live, request.live)
             for request in self.decodes
@@ -361,6 +363,7 @@ class Step:
         starts = [request.num_computed_tokens for request in self.decodes]
         last_decodes, last = self._scheduler.last_decodes
         if last_decodes == self.decodes:
+            self.decodes = last_decodes
             return Batch(last.request_ids, starts, last.num_tokens, last.seqs, last.samples)
         live = [request.live for request in self.decodes]
         batch = Batch([request.id for request in self.decodes], starts, [1] * len(live), live, live)

@@ -37,7 +37,9 @@ class Recorder:
     step up to the first step of the next run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, block_size: int | None = None) -> None:
+        self._block_size = block_size
+        """Tokens a block; without it, leaps cannot be logged."""
         self.records: dict[str, RequestRecord] = {}
         """In order of arrival."""
         self.num_steps = 0
@@ -99,17 +101,68 @@ class Recorder:
             self._owners = owners
             self.token_runs.extend((self.num_steps, len(self.token_owners)))
             self.token_owners += owners
-        self.steps.extend((
+        row: tuple[int, ...] = (
             plan.step_id, start_ns, end_ns, result.duration_ns, plan.num_tokens, prefill_tokens,
             recomputed_tokens, context_tokens, pairs, num_seqs, *plan.after,
-        ))  # fmt: skip
+        )  # fmt: skip
+        if result.earlier:
+            row = self._leap(plan, result, row)
+        self.steps.extend(row)
+        self._price(result)
+        if events or result.finished:
+            self._leave(events, result.finished, start_ns)
+        self.num_steps += 1
+
+    def _price(self, result: StepResult) -> None:
+        """Log the parts of a duration."""
         if result.parts_ns:
             steps, parts_ns = self.parts_ns[tuple(result.parts_ns)]
             steps.append(self.num_steps)
             parts_ns.extend(result.parts_ns.values())
-        if events or result.finished:
-            self._leave(events, result.finished, start_ns)
-        self.num_steps += 1
+
+    def _leap(self, plan: StepPlan, result: StepResult, row: tuple[int, ...]) -> tuple[int, ...]:
+        """Log the executions of a leap but for the last, whose row is returned: as if each had been a plan.
+
+        `row` is that of the first, with the end of the leap.
+        """
+        step_id, start_ns, end_ns, _, num_tokens, _, _, context_tokens, _, num_seqs, *after = row
+        num_free, num_kv_tokens = plan.after.num_free_blocks, plan.after.num_kv_tokens
+        growth = self._growth(plan, len(result.earlier) + 1)
+        for i, part in enumerate((*result.earlier, result)):
+            num_free -= growth[i]
+            is_last = part is result
+            part_end_ns = end_ns if is_last else start_ns + part.duration_ns
+            row = (
+                step_id + i, start_ns, part_end_ns, part.duration_ns, num_tokens, 0, 0,
+                context_tokens + i * num_seqs, 0, num_seqs, *after[:3], num_free, after[4],
+                num_kv_tokens + i * num_tokens,
+            )  # fmt: skip
+            start_ns = part_end_ns
+            if not is_last:
+                self.steps.extend(row)
+                self._price(part)
+                self.num_steps += 1
+        return row
+
+    def _growth(self, plan: StepPlan, num_steps: int) -> list[int]:
+        """Log the growth of block tables in a leap; the blocks taken in each of its steps after the first.
+
+        A decode takes a block when its position is the first of one. The plan tells of those of the first
+        step.
+        """
+        if self._block_size is None:
+            raise ValueError("a leap can be logged only by a recorder that was given the block size")
+        growth = [0] * num_steps
+        for request_id, start, _, seqs, _ in plan.chunks:
+            if request_id in self._special:
+                self._record(request_id).reach(start + num_steps)
+            for i in range(self._block_size - start % self._block_size, num_steps, self._block_size):
+                growth[i] += len(seqs)
+                num_blocks = (start + i) // self._block_size + 1
+                row = self._record(request_id).row
+                for seq in seqs:
+                    self.tables.extend((self.num_steps + i, row, seq, num_blocks))
+        return growth
 
     def _catch_up(self, chunk: Chunk, owners: list[TokenOwner]) -> None:
         """Mend the owners of the tokens of a step for a special request, which may have none or several."""

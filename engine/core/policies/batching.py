@@ -14,6 +14,7 @@ class Static:
     """Admit when the batch is empty, then run until all of it has ended (FasterTransformer)."""
 
     splits_prompts: bool = False
+    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """The batch first; a new one when it is gone."""
@@ -32,6 +33,7 @@ class PrefillFirst:
     """
 
     splits_prompts: bool = False
+    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """Admit, else continue, then resume."""
@@ -52,6 +54,7 @@ class ArrivalFirstChunked:
     """
 
     splits_prompts: bool = True
+    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """Continue, resume, admit."""
@@ -70,6 +73,7 @@ class DecodeFirst:
     """
 
     splits_prompts: bool = True
+    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """Continue, and take others only if nobody had to go."""
