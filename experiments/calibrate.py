@@ -1,0 +1,167 @@
+"""Measure this machine's engine and fit a cost model to its steps.
+
+    python -m experiments.calibrate model=tiny_llama
+
+The steps are those of the real loop under short workloads, so what is priced is what a simulated step must
+take: planning, execution and bookkeeping.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import hydra
+import pandas as pd
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich import box
+from rich.table import Table
+
+from engine.core.backend import RequestSpec
+from engine.core.policies.base import Limits, Policies
+from experiments.compose import CONF, build, contenders_from_config, stage_from_config
+from experiments.errors import plain_errors
+from experiments.output import print_files, stdout_console
+from experiments.samples import StepSamples
+from experiments.worlds import Run, Stage
+from sim.cost.base import StepFeatures
+from sim.cost.fit import fit
+from sim.cost.fitted import Fitted
+
+
+class Calibration:
+    """Short workloads that the engine serves to be measured, and the steps that were measured so far.
+
+    A round serves each workload under each of the contenders. Rounds may lie between other runs of the
+    engine: the speed of a shared machine drifts, and what is compared should be measured at the same times.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        limits: Limits,
+        contenders: Mapping[str, Policies],
+        workloads: Mapping[str, Sequence[RequestSpec]],
+    ) -> None:
+        self.samples = StepSamples()
+        self._stage = stage
+        # With a journal, since the runs to be predicted write one: it is part of the period of a step.
+        journal = Path(os.devnull)
+        self._runs = [
+            Run(
+                specs,
+                limits,
+                policies,
+                f"calibrating: {name}, {contender}",
+                journal,
+                observers=(self.samples,),
+            )
+            for name, specs in workloads.items()
+            for contender, policies in contenders.items()
+        ]
+
+    @classmethod
+    def from_config(cls, config: DictConfig, stage: Stage) -> Calibration:
+        """As the groups `calibration` and `contenders` say."""
+        limits: Limits = build(config.limits)
+        workloads = {
+            str(name): build(node).requests(limits.max_model_len)
+            for name, node in config.calibration.workloads.items()
+        }
+        return cls(stage, limits, contenders_from_config(config), workloads)
+
+    def warm_up(self) -> None:
+        """Serve the first workload once and look away: the first steps of a process are slow."""
+        self._stage.warm_up(self._runs[0])
+
+    def round(self) -> None:
+        """Measure."""
+        for run in self._runs:
+            self._stage.play(run)
+
+    def fit(self, provenance: Mapping[str, str]) -> Fitted:
+        """The cost model of all steps so far."""
+        return fit(self.samples.steps, self.samples.periods_ns, provenance)
+
+
+def provenance(config: DictConfig) -> dict[str, str]:
+    """Where and when the steps were measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.system()} {platform.machine()}, {_cpu_name()}",
+        "model": str(config.model.get("path", config.model.get("architecture", config.model._target_))),
+        **{name: version(name) for name in ("torch", "transformers")},
+    }
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def kind(step: StepFeatures) -> str:
+    """What a step does, for the figure."""
+    if step.num_transfers:
+        return "transfer"
+    if step.num_prefill_chunks == step.num_seqs:
+        return "prefill"
+    return "mixed" if step.num_prefill_chunks else "decode"
+
+
+def coefficient_table(cost: Fitted) -> Table:
+    """What one unit of each term costs, and its share of all the time that was measured."""
+    report = cost.report
+    title = (
+        f"step times, fitted to {report.num_steps:,} steps: median error {report.median_abs_error:.1%}, "
+        f"p90 {report.p90_abs_error:.1%}, total {report.total_error:+.1%}, R2 {report.r2:.3f}, "
+        f"knee at {cost.knee_tokens} tokens"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in ("term", "us a unit", "share %"):
+        table.add_column(column, justify="left" if column == "term" else "right")
+    for name, ns in asdict(cost.coefficients).items():
+        text = "not measured" if name in report.unmeasured else f"{ns / 1e3:,.3f}"
+        label = name.removeprefix("ns_per_").replace("_", " ")
+        table.add_row(label, text, f"{100 * report.share_of_term[name]:.1f}")
+    return table
+
+
+def write_calibration(cost: Fitted, samples: StepSamples, directory: Path) -> list[Path]:
+    """The cost model, the steps that it was fitted to, and the figure."""
+    from experiments.plots import calibration_figure, save  # matplotlib is slow to import
+
+    model, steps = directory / "cost_model.json", directory / "calibration_steps.csv"
+    cost.save(model)
+    frame = pd.DataFrame(samples.steps, columns=list(StepFeatures._fields))
+    frame.assign(period_ns=samples.periods_ns).to_csv(steps, index=False)
+    predicted = pd.DataFrame([cost.parts_ns(step) for step in samples.steps])
+    figure = calibration_figure(samples.periods_ns, predicted, [kind(step) for step in samples.steps])
+    return [model, steps, save(figure, directory / "calibration.png")]
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="calibrate")
+@plain_errors
+def main(config: DictConfig) -> None:
+    """The entry point."""
+    directory, console = Path(HydraConfig.get().runtime.output_dir), stdout_console()
+    calibration = Calibration.from_config(config, stage_from_config(config))
+    calibration.warm_up()
+    for _ in range(config.calibration.num_rounds):
+        calibration.round()
+    cost = calibration.fit(provenance(config))
+    console.print(coefficient_table(cost))
+    files = write_calibration(cost, calibration.samples, directory)
+    print_files(console, directory, files)
+    console.print(f"simulate this engine: python -m experiments.run cost=fitted cost.path={files[0]}")
+
+
+if __name__ == "__main__":
+    main()

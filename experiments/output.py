@@ -1,0 +1,104 @@
+"""The folder of a run: what is written into it, and what is printed about it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.console import Console
+
+from engine.telemetry.metrics import summarize
+from engine.telemetry.runlog import RunLog, write_run
+from engine.telemetry.timeline import write_timeline
+from experiments.effort import Effort
+from experiments.worlds import Outcome
+
+Summary = Mapping[str, float]
+
+JOURNAL = "journal.jsonl"
+PIPE_WIDTH = 110
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a run writes beside the run log itself."""
+
+    slo_ms: Mapping[str, float]
+    timeline: bool
+    plots: bool
+
+    @classmethod
+    def by(cls, config: DictConfig) -> Wanted:
+        """The keys slo_ms, timeline and plots."""
+        slo_ms = {str(name): limit for name, limit in config.slo_ms.items() if limit is not None}
+        return cls(slo_ms, config.timeline, config.plots)
+
+
+def write_outcome(
+    outcome: Outcome, directory: Path, config_text: str, wanted: Wanted
+) -> tuple[Summary, list[Path]]:
+    """Write everything about a run into its folder; the summary, and the files."""
+    summary = summarize(outcome.log, wanted.slo_ms)
+    files = write_run(outcome.log, directory, summary, config_text)
+    files.append(directory / "effort.json")
+    # A file of its own: everything else in the folder of a simulation is the same on every machine.
+    files[-1].write_text(json.dumps(asdict(outcome.effort), indent=2) + "\n", encoding="utf-8")
+    if (directory / JOURNAL).exists():
+        files.append(directory / JOURNAL)
+    if wanted.timeline:
+        files.append(directory / "timeline.json")
+        write_timeline(outcome.log, files[-1])
+    if wanted.plots:
+        # matplotlib takes as long to import as everything else together.
+        from experiments.plots import latency_figure, memory_figure, save
+
+        files.append(save(memory_figure(outcome.log), directory / "memory.png"))
+        files.append(
+            save(latency_figure({outcome.log.world: outcome.log.requests}), directory / "latency.png")
+        )
+    return summary, files
+
+
+def stdout_console() -> Console:
+    """A console that is wide enough for the tables where the output is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def print_effort(console: Console, effort: Effort, summary: Summary) -> None:
+    """How fast the loop went, and how much memory the process took."""
+    num_steps, num_requests = summary["num_steps"], summary["num_requests"]
+    console.print(
+        f"{num_steps:,.0f} steps and {num_requests:,.0f} requests in {effort.cpu_s:.2f} s of CPU time "
+        f"({effort.wall_s:.2f} s wall): {num_steps / effort.cpu_s:,.0f} steps and "
+        f"{num_requests / effort.cpu_s:,.0f} requests a CPU second; "
+        f"peak RSS {effort.peak_rss_bytes / 2**20:,.0f} MiB",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def print_rejections(console: Console, log: RunLog) -> None:
+    """How many requests were rejected, and one of the reasons."""
+    rejected = log.requests[log.requests["status"] == "rejected"]
+    if len(rejected):
+        first = rejected.iloc[0]
+        text = f"{len(rejected)} of {len(log.requests)} requests rejected, {first.request_id}: {first.reason}"
+        console.print(text, style="yellow", soft_wrap=True, highlight=False)
+
+
+def print_files(console: Console, directory: Path, files: Sequence[Path]) -> None:
+    """Where everything is: the files of the folder, then the inner folders, those with equal names together."""
+    names: dict[Path, tuple[str, ...]] = {}
+    for path in files:
+        folder = path.parent.relative_to(directory)
+        names[folder] = (*names.get(folder, ()), path.name)
+    folders: dict[tuple[str, ...], list[str]] = {}
+    for folder, inside in names.items():
+        folders.setdefault(inside, []).append("" if folder == Path() else f"{folder}/")
+    console.print(f"written to {directory}:", soft_wrap=True, highlight=False)
+    for inside, where in folders.items():
+        console.print(" ", " ".join([*filter(None, where), *inside]), soft_wrap=True, highlight=False)

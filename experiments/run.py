@@ -1,0 +1,69 @@
+"""Serve a workload in one world and write what happened.
+
+python -m experiments.run backend=simulated restore=swap victim=last_admitted
+python -m experiments.run -m backend=simulated restore=swap,recompute
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from experiments.compose import CONF, build, config_text, policies_from_config, stage_from_config
+from experiments.errors import UserError, plain_errors
+from experiments.output import (
+    JOURNAL,
+    Wanted,
+    print_effort,
+    print_files,
+    print_rejections,
+    stdout_console,
+    write_outcome,
+)
+from experiments.tables import summary_table
+from experiments.worlds import Outcome, Run
+
+JOURNALS = ("off", "inputs", "plans")
+
+
+def serve(config: DictConfig, directory: Path) -> Outcome:
+    """Compose the world that `config` describes and serve its workload."""
+    if config.journal not in JOURNALS:
+        raise UserError(f"journal is {config.journal!r}: choose one of {', '.join(JOURNALS)}")
+    policies, limits = policies_from_config(config), build(config.limits)
+    specs = build(config.workload).requests(limits.max_model_len)
+    stage = stage_from_config(config)
+    if config.num_warm_up_requests:
+        stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, policies))
+    journal_path = None if config.journal == "off" else directory / JOURNAL
+    return stage.play(
+        Run(
+            specs,
+            limits,
+            policies,
+            title=str(config.world),
+            journal_path=journal_path,
+            with_plans=config.journal == "plans",
+            laws=config.laws,
+        )
+    )
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="run")
+@plain_errors
+def main(config: DictConfig) -> None:
+    """The entry point."""
+    directory, console = Path(HydraConfig.get().runtime.output_dir), stdout_console()
+    outcome = serve(config, directory)
+    summary, files = write_outcome(outcome, directory, config_text(config), Wanted.by(config))
+    console.print(summary_table({config.world: summary}))
+    print_rejections(console, outcome.log)
+    print_effort(console, outcome.effort, summary)
+    print_files(console, directory, files)
+
+
+if __name__ == "__main__":
+    main()

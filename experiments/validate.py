@@ -1,0 +1,206 @@
+"""The main job: calibrate, simulate, execute, compare.
+
+    python -m experiments.validate
+    python -m experiments.validate workload=azure workload.path=AzureLLMInferenceTrace_conv.csv
+
+One process builds the engine once. Each contender serves the same requests on the engine, `num_repeats` times
+in turn with the others, and in the simulator. Limits, pool, policies and requests are the same in both worlds;
+the engine's clock skips idle time and nothing else. The engine is calibrated with other requests before,
+between and after these runs: the speed of a shared machine drifts, and a cost model of some minutes ago would
+predict another machine. No step of the runs themselves enters the fit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+import hydra
+import pandas as pd
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich import box
+from rich.table import Table
+
+from engine.core.backend import Capacity, RequestSpec
+from engine.core.policies.base import Limits, Policies
+from engine.telemetry.schema import World
+from experiments.calibrate import Calibration, coefficient_table, provenance, write_calibration
+from experiments.compare import METRICS, Summary, compare
+from experiments.compose import CONF, build, config_text, contenders_from_config, stage_from_config
+from experiments.effort import peak_rss_bytes
+from experiments.errors import UserError, plain_errors
+from experiments.output import JOURNAL, Wanted, print_files, stdout_console, write_outcome
+from experiments.samples import StepSamples
+from experiments.tables import comparison_table, winners_table
+from experiments.worlds import Outcome, Run, Stage, replays_equal
+from sim.backend import SimulatedBackend
+from sim.cost.base import CostModel
+from sim.loop import simulate
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One contender in one world, and what came out."""
+
+    contender: str
+    folder: Path
+    policies: Policies
+    outcome: Outcome
+    samples: StepSamples
+
+
+def simulated_stage(capacity: Capacity, cost: CostModel, limits: Limits) -> Stage:
+    """The simulated twin of an engine."""
+    backend = SimulatedBackend(capacity, cost, limits.max_model_len)
+    return Stage(World.SIMULATED, backend, lambda: simulate)
+
+
+def capacity_per_s(stage: Stage, run: Run) -> float:
+    """Requests a second that a simulated engine serves when all of them are there at once."""
+    specs = [replace(spec, arrival_ns=0) for spec in run.specs]
+    end_ns = int(stage.play(replace(run, specs=specs)).log.steps["end_ns"].max())
+    return len(specs) * 1e9 / end_ns
+
+
+def workload_at_load(
+    config: DictConfig, twin: Stage, limits: Limits, contenders: Mapping[str, Policies]
+) -> list[RequestSpec]:
+    """The requests at `config.load` times the rate that the slowest contender serves; noted in `config`."""
+    specs: list[RequestSpec] = build(config.workload).requests(limits.max_model_len)
+    if config.load is None:
+        return specs
+    slowest = min(capacity_per_s(twin, Run(specs, limits, policies)) for policies in contenders.values())
+    config.workload.rate_per_s = round(config.load * slowest, 3)
+    at_load: list[RequestSpec] = build(config.workload).requests(limits.max_model_len)
+    return at_load
+
+
+def execute(
+    stage: Stage, runs: Mapping[str, Run], num_repeats: int, calibration: Calibration, directory: Path
+) -> list[Trial]:
+    """Every contender on the engine, `num_repeats` times in turn; after each run a round of calibration."""
+    trials = []
+    for repeat in range(1, num_repeats + 1):
+        for contender, run in runs.items():
+            trials.append(play(stage, run, contender, f"measured-{repeat}", directory))
+            calibration.round()
+    return trials
+
+
+def play(stage: Stage, run: Run, contender: str, name: str, directory: Path) -> Trial:
+    """One contender in one world, with a folder of its own."""
+    folder = directory / f"{contender}-{name}"
+    folder.mkdir(parents=True)
+    samples = StepSamples()
+    run = replace(run, title=folder.name, journal_path=folder / JOURNAL, observers=(samples,))
+    return Trial(contender, folder, run.policies, stage.play(run), samples)
+
+
+def compared(trials: Sequence[Trial], summaries: Sequence[Summary]) -> pd.DataFrame:
+    """The table of errors and spreads; a contender has one simulated trial and one or more measured ones."""
+    simulated: dict[str, Summary] = {}
+    measured: dict[str, list[Summary]] = {}
+    for trial, summary in zip(trials, summaries, strict=True):
+        if trial.outcome.log.world is World.SIMULATED:
+            simulated[trial.contender] = summary
+        else:
+            measured.setdefault(trial.contender, []).append(summary)
+    return compare(simulated, measured)
+
+
+def write_figures(comparison: pd.DataFrame, trials: Sequence[Trial], directory: Path) -> list[Path]:
+    """comparison.csv, comparison.png, and the latencies of all runs in one figure."""
+    from experiments.plots import comparison_figure, latency_figure, save  # matplotlib is slow to import
+
+    table = directory / "comparison.csv"
+    comparison.to_csv(table, index=False)
+    requests = {trial.folder.name: trial.outcome.log.requests for trial in trials}
+    return [
+        table,
+        save(comparison_figure(comparison, METRICS), directory / "comparison.png"),
+        save(latency_figure(requests), directory / "latency.png"),
+    ]
+
+
+def engine_table(trials: Sequence[Trial], cost: CostModel) -> Table:
+    """Each run of the engine: does a fresh core plan the same, and how does the cost model price its steps.
+
+    The core is fed with the run's journal. The error of the step times is that of the cost model alone, with
+    the drift of the machine since the calibration; no difference in decisions enters it.
+    """
+    table = Table(title="the engine's runs", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in ("run", "plans", "replayed", "step times, error %"):
+        table.add_column(column, justify="left" if column in ("run", "replayed") else "right")
+    for trial in trials:
+        if trial.outcome.log.world is World.MEASURED:
+            equal = replays_equal(trial.folder / JOURNAL, trial.policies)
+            verdict = "byte-equal" if equal else "[red]DIFFERENT[/red]"
+            error = f"{100 * trial.samples.total_error(cost):+.1f}"
+            table.add_row(trial.folder.name, f"{len(trial.outcome.log.steps):,}", verdict, error)
+    return table
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="validate")
+@plain_errors
+def main(config: DictConfig) -> None:
+    """The entry point."""
+    began_s = time.monotonic()
+    directory, console = Path(HydraConfig.get().runtime.output_dir), stdout_console()
+    if config.world != World.MEASURED:
+        raise UserError("validate compares the simulator with an engine: choose backend=torch")
+    if config.load is not None and not config.load > 0:
+        raise UserError(f"load is {config.load}, must be above 0: arrivals as a multiple of the capacity")
+    limits, contenders = build(config.limits), contenders_from_config(config)
+    build(config.workload).requests(
+        limits.max_model_len
+    )  # a bad trace is told now, not after the calibration
+    engine = stage_from_config(config)
+    calibration = Calibration.from_config(config, engine)
+    calibration.warm_up()
+    calibration.round()
+
+    first_guess = simulated_stage(engine.backend.capacity, calibration.fit({}), limits)
+    specs = workload_at_load(config, first_guess, limits, contenders)
+    console.print(describe_workload(config, specs))
+    runs = {name: Run(specs, limits, policies) for name, policies in contenders.items()}
+    measured = execute(engine, runs, config.num_repeats, calibration, directory)
+    cost = calibration.fit(provenance(config))
+    console.print(coefficient_table(cost))
+    twin = simulated_stage(engine.backend.capacity, cost, limits)
+    trials = [play(twin, run, name, "simulated", directory) for name, run in runs.items()] + measured
+
+    text, wanted = config_text(config), Wanted.by(config)
+    written = [write_outcome(trial.outcome, trial.folder, text, wanted) for trial in trials]
+    comparison = compared(trials, [summary for summary, _ in written])
+    files = write_calibration(cost, calibration.samples, directory) + write_figures(
+        comparison, trials, directory
+    )
+    for name in contenders:
+        console.print(comparison_table(comparison, name))
+    console.print(winners_table(comparison))
+    console.print(engine_table(trials, cost))
+    print_files(console, directory, files + [path for _, paths in written for path in paths])
+    console.print(
+        f"{int(comparison['holds'].sum())} of {len(comparison)} errors within 10 % or twice the spread; "
+        f"{time.monotonic() - began_s:.0f} s, peak RSS {peak_rss_bytes() / 2**20:,.0f} MiB"
+    )
+
+
+def describe_workload(config: DictConfig, specs: Sequence[RequestSpec]) -> str:
+    """The workload in one line."""
+    prompts = fmean(spec.num_prompt_tokens for spec in specs)
+    outputs = fmean(spec.num_output_tokens or spec.max_tokens for spec in specs)
+    rate = config.workload.rate_per_s
+    load = "" if config.load is None else f", {config.load:.0%} of what the engine can serve"
+    return (
+        f"{len(specs)} requests, {prompts:.0f} prompt and {outputs:.0f} output tokens on average, "
+        f"{rate} requests/s{load}; pool of {config.pool.num_blocks} blocks"
+    )
+
+
+if __name__ == "__main__":
+    main()
