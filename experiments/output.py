@@ -91,7 +91,9 @@ def print_rejections(console: Console, log: RunLog) -> None:
 
 
 def print_files(console: Console, directory: Path, files: Sequence[Path]) -> None:
-    """Where everything is: the files of the folder, then the inner folders, those with equal names together."""
+    """Where everything is: the files of the folder, then the inner folders, those with equal names
+    together.
+    """
     names: dict[Path, tuple[str, ...]] = {}
     for path in files:
         folder = path.parent.relative_to(directory)

@@ -226,6 +226,7 @@ def _parts(
         bottom += means[part].to_numpy()
     measured = [measured_ms[kind == name].mean() for name in names]
     axes.plot(range(len(names)), measured, "_", color="black", markersize=34)
+    axes.tick_params(axis="x", labelsize="small")
     axes.set(ylabel="mean step (ms)", ylim=(0, 1.15 * max(*bottom, *measured)))
     handles, labels = axes.get_legend_handles_labels()
     handles.append(Line2D([], [], color="black"))

@@ -4,10 +4,10 @@
     python -m experiments.validate workload=azure workload.path=AzureLLMInferenceTrace_conv.csv
 
 One process builds the engine once. Each contender serves the same requests on the engine, `num_repeats` times
-in turn with the others, and in the simulator. Limits, pool, policies and requests are the same in both worlds;
-the engine's clock skips idle time and nothing else. The engine is calibrated with other requests before,
-between and after these runs: the speed of a shared machine drifts, and a cost model of some minutes ago would
-predict another machine. No step of the runs themselves enters the fit.
+in turn with the others, and in the simulator. Limits, pool, policies and requests are the same in both
+worlds; the engine's clock skips idle time and nothing else. The engine is calibrated with other requests
+before, between and after these runs: the speed of a shared machine drifts, and a cost model of some minutes
+ago would predict another machine. No step of the runs themselves enters the fit.
 """
 
 from __future__ import annotations

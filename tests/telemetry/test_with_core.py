@@ -114,7 +114,8 @@ def run(restore: Restore, max_n: int, seed: int) -> tuple[RunLog, Naive]:
     limits = Limits(max_num_seqs=8, max_num_batched_tokens=24, max_model_len=90)
     scheduler = Scheduler(CAPACITY, limits, policies)
     recorder, naive = Recorder(), Naive()
-    simulate(Serving(scheduler, SimulatedBackend(CAPACITY, Cost(), 90), [recorder, naive]), specs, leaps=False)
+    serving = Serving(scheduler, SimulatedBackend(CAPACITY, Cost(), 90), [recorder, naive])
+    simulate(serving, specs, leaps=False)
     return RunLog.of(recorder, World.SIMULATED, CAPACITY), naive
 
 
