@@ -24,8 +24,8 @@ def measured(loop: Callable[[], object]) -> Effort:
 
     The cyclic garbage collector rests meanwhile: the loop makes next to no cycles (a few small objects a
     request), so memory comes back by reference counts alone, and a collection is a quarter of the
-    simulator's time and a pause in the middle of an engine's step. What survives the collection before the loop
-    is frozen: torch and a model are a third of a second of every later one.
+    simulator's time and a pause in the middle of an engine's step. What survives the collection before the
+    loop is frozen: torch and a model are a third of a second of every later one.
     """
     gc.collect()
     gc.freeze()
