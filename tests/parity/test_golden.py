@@ -126,8 +126,8 @@ def test_vllm_v1(name: str) -> None:
 def defect(trace: list[Record], step: int) -> str | None:
     """The known defect of vLLM 0.4.2 that shows in this step of a trace; None: we must decide as it did.
 
-    Leak: a swapped request is dropped, and its host blocks are not freed. Livelock: the request at the head of
-    the swapped queue is the one that still stands there, for ever, when the trace gives up.
+    Leak: a swapped request is dropped, and its host blocks are not freed. Livelock: the request at the head
+    of the swapped queue is the one that still stands there, for ever, when the trace gives up.
     """
     before, now, last = trace[step - 1], trace[step], trace[-1]
     if set(now["ignored"]) & set(before["swapped"]):
