@@ -45,7 +45,7 @@ class TorchBackend:
 
     The pool has `num_blocks` blocks, or, if that is None, as many as `memory_bytes` leaves room for once the
     weights and the largest step are paid for. `seed` names the streams of token ids for traces that have
-    lengths only.
+    lengths only. A CPU works with `num_threads` threads; None leaves torch's choice.
 
     Raises:
         ValueError: neither or both of num_blocks and memory_bytes are given, the pool has no room for a
@@ -62,6 +62,7 @@ class TorchBackend:
         memory_bytes: int | None = None,
         num_host_blocks: int = 0,
         seed: int = 0,
+        num_threads: int | None = None,
     ) -> None:
         if (num_blocks is None) == (memory_bytes is None):
             raise ValueError("give either num_blocks or memory_bytes, to say how large the KV pool is")
@@ -83,7 +84,10 @@ class TorchBackend:
         self._capacity = Capacity(num_blocks, num_host_blocks, block_size)
         self.pools = Pools(self.layout, model.dtype, model.device, num_blocks, num_host_blocks)
         self._attention = self._attention_on(self.pools.device)
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="torch-backend")
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        self._worker = ThreadPoolExecutor(
+            1, "torch-backend", initializer=torch.set_num_threads, initargs=(threads,)
+        )
 
     @property
     def capacity(self) -> Capacity:
