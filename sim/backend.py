@@ -49,8 +49,8 @@ class SimulatedBackend:
 
     def submit_leap(self, plan: StepPlan, max_steps: int, quiet_ns: int) -> object:
         """Price a plan of decodes up to `max_steps` times, each with a context one token longer."""
-        if max_steps > 1:
-            max_steps = min(max_steps, self._steps_to_an_end(plan))
+        num_steps_to_end = self._steps_to_an_end(plan) if max_steps > 1 else 1
+        max_steps = min(max_steps, num_steps_to_end)
         if max_steps <= 1:
             return self.submit(plan)
         step = features(plan)
@@ -62,7 +62,9 @@ class SimulatedBackend:
             step = step._replace(decode_context_tokens=step.decode_context_tokens + step.num_seqs)
             result = self._priced(step, ())
             elapsed_ns += result.duration_ns
-        return result._replace(earlier=earlier, finished=self._finished(plan, len(earlier) + 1))
+        num_steps = len(earlier) + 1
+        finished = self._finished(plan, num_steps) if num_steps == num_steps_to_end else ()
+        return result._replace(earlier=earlier, finished=finished)
 
     def _priced(self, step: StepFeatures, finished: tuple[Finish, ...]) -> StepResult:
         parts_ns = self._cost.parts_ns(step)
@@ -91,11 +93,12 @@ class SimulatedBackend:
         ends = map(add, batch.starts, batch.num_tokens)
         if num_steps == 1 and not any(map(ge, ends, limits)):  # nearly always, and so without a Python loop
             return ()
+        columns = zip(batch.request_ids, batch.starts, batch.num_tokens, batch.samples, limits, strict=True)
         return tuple(
-            Finish(chunk.request_id, seq, FinishReason.LENGTH)
-            for chunk, limit in zip(batch, limits, strict=True)
-            if chunk.start + chunk.num_tokens + num_steps - 1 >= limit
-            for seq in chunk.samples
+            Finish(request_id, seq, FinishReason.LENGTH)
+            for request_id, start, num_tokens, samples, limit in columns
+            if start + num_tokens + num_steps - 1 >= limit
+            for seq in samples
         )
 
     def _limits_of(self, plan: StepPlan) -> list[int]:

@@ -47,7 +47,8 @@ class BlockPool:
 
     def release(self, block_ids: Iterable[int]) -> None:
         """One block table fewer holds each of these blocks; those held by none are free again."""
+        ref_counts, free = self.ref_counts, self.free
         for block_id in block_ids:
-            self.ref_counts[block_id] -= 1
-            if self.ref_counts[block_id] == 0:
-                self.free.append(block_id)
+            ref_counts[block_id] = count = ref_counts[block_id] - 1
+            if count == 0:
+                free.append(block_id)

@@ -71,9 +71,10 @@ class KVCache:
         needed = self.blocks_for(num_tokens)
         updates: list[TableUpdate] = []
         copies: list[Transfer] = []
+        tables = request.tables
         for seq in request.seqs:
-            table = request.tables.setdefault(seq, [])
-            if len(request.tables) > 1:
+            table = tables.setdefault(seq, [])
+            if len(tables) > 1:
                 copies += self._unshare(request, table)
             if len(table) < needed:
                 table += self.device.allocate(needed - len(table))

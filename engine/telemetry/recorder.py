@@ -153,7 +153,8 @@ class Recorder:
         if self._block_size is None:
             raise ValueError("a leap can be logged only by a recorder that was given the block size")
         growth = [0] * num_steps
-        for request_id, start, _, seqs, _ in plan.chunks:
+        batch = plan.chunks
+        for request_id, start, seqs in zip(batch.request_ids, batch.starts, batch.seqs, strict=True):
             if request_id in self._special:
                 self._record(request_id).reach(start + num_steps)
             for i in range(self._block_size - start % self._block_size, num_steps, self._block_size):
