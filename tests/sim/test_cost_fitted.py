@@ -106,6 +106,14 @@ def test_noise_and_outliers_hardly_move_the_fit() -> None:
     assert abs(total_error) < 0.01
 
 
+def test_ordinary_slowness_is_in_the_total() -> None:
+    """Slow steps outnumber fast ones; what the reweighting leaves out of them, the scale puts back."""
+    steps = random_steps("skew", 2000)
+    stream = random.Random("skewed noise")
+    model = fit(steps, [round(true_ns(step) * (1 + stream.expovariate(20))) for step in steps])
+    assert abs(model.report.total_error) < 0.005
+
+
 def test_report_speaks_of_the_steps_fitted() -> None:
     steps = random_steps("report", 500)
     measured_ns = noisy_ns(steps, spread=0.05, outliers=0.1)
