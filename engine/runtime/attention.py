@@ -1,7 +1,7 @@
 """The bridge from a transformers model to the paged pool: its attention interface, and a probe of what it
 asks for.
 
-A model calls one function for the attention of each layer. Ours finds the step at hand among the keyword
+A model calls one function for the attention of each layer. Ours finds who attends among the keyword
 arguments that the model passes through, so nothing global knows about requests.
 """
 
@@ -45,10 +45,10 @@ class KVShape(NamedTuple):
     head_dim: int
 
 
-class AttentionStep(Protocol):
+class AttendLayer(Protocol):
     """Answers the attention calls of one forward pass."""
 
-    def attend(
+    def __call__(
         self,
         layer: int,
         query: torch.Tensor,
@@ -56,7 +56,7 @@ class AttentionStep(Protocol):
         value: torch.Tensor,
         options: AttentionOptions,
     ) -> torch.Tensor:
-        """Attention of one layer; `(num_tokens, num_heads, head_dim)`, the result is like the query."""
+        """See `pagedkv.PagedAttention.attend`, for the batch at hand."""
         ...
 
 
@@ -79,7 +79,7 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    step: AttentionStep,
+    attend: AttendLayer,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -110,7 +110,7 @@ def paged_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     options = AttentionOptions(scale, sliding_window, softcap, s_aux)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = step.attend(layer, query, key, value, options)
+    out = attend(layer, query, key, value, options)
     return out[None], None
 
 
@@ -120,7 +120,7 @@ class _Probe:
     def __init__(self) -> None:
         self.calls: list[tuple[int, torch.Size, torch.Size]] = []
 
-    def attend(
+    def __call__(
         self,
         layer: int,
         query: torch.Tensor,
@@ -143,28 +143,28 @@ def probe(model: nn.Module) -> KVShape:
         UnsupportedModelError: the model computes its attention elsewhere, skips layers, or its layers differ.
     """
     device = next(model.parameters()).device
-    step = _Probe()
+    attend = _Probe()
     with torch.inference_mode():
         tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
         positions = torch.arange(2, device=device)[None]
-        model(input_ids=tokens, position_ids=positions, use_cache=False, **_step_argument(model, step))
+        model(input_ids=tokens, position_ids=positions, use_cache=False, **_attend_argument(model, attend))
     name = type(model).__name__
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     expected = list(range(config.num_hidden_layers))
-    if [layer for layer, _, _ in step.calls] != expected:
+    if [layer for layer, _, _ in attend.calls] != expected:
         raise UnsupportedModelError(
-            f"{name} cannot be served: {len(step.calls)} calls for {len(expected)} layers came through the "
+            f"{name} cannot be served: {len(attend.calls)} calls for {len(expected)} layers came through the "
             "attention interface of transformers, not one each. Choose a decoder that follows the interface "
             "(Llama, Qwen, Mistral, Gemma, OPT, GPT-2, ...)"
         )
-    shapes = {tuple(shape) for _, key, value in step.calls for shape in (key, value)}
+    shapes = {tuple(shape) for _, key, value in attend.calls for shape in (key, value)}
     if len(shapes) != 1:
         raise UnsupportedModelError(f"{name} cannot be served: its K and V differ in shape, {sorted(shapes)}")
     num_kv_heads, head_dim = shapes.pop()
     return KVShape(len(expected), num_kv_heads, head_dim)
 
 
-def _step_argument(model: nn.Module, step: AttentionStep) -> dict[str, AttentionStep]:
-    """The step as a keyword argument, if the model takes any; one that takes none makes no calls."""
+def _attend_argument(model: nn.Module, attend: AttendLayer) -> dict[str, AttendLayer]:
+    """The keyword argument, if the model takes any; one that takes none makes no calls."""
     takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
-    return {"step": step} if takes_any else {}
+    return {"attend": attend} if takes_any else {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from time import perf_counter_ns
+from typing import Any
 
 import torch
-from pagedkv import AttentionOptions, Batch, KVLayout, Piece, ReferenceAttention, batch_order
+from pagedkv import KVLayout, PagedAttention, Piece, ReferenceAttention, batch_order
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.plan import Chunk, Finish, StepPlan, StepResult
@@ -19,25 +21,6 @@ from engine.runtime.pools import Pools
 from engine.runtime.profiling import MemoryProfile, largest_step, peak_bytes
 from engine.runtime.sampler import Draw, finish_reason, sample
 from engine.runtime.sequences import Sequences
-
-
-class BatchStep:
-    """Answers the attention calls of one forward pass over a batch."""
-
-    def __init__(self, attention: ReferenceAttention, batch: Batch) -> None:
-        self._attention = attention
-        self._batch = batch
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: AttentionOptions,
-    ) -> torch.Tensor:
-        """See `ReferenceAttention.attend`."""
-        return self._attention.attend(self._batch, layer, query, key, value, options)
 
 
 class TorchBackend:
@@ -156,11 +139,11 @@ class TorchBackend:
         token_ids: Sequence[int],
         pieces: Sequence[Piece],
         kept_rows: Sequence[int],
-        attention: ReferenceAttention,
+        attention: PagedAttention[Any],
     ) -> torch.Tensor:
         """Run the model over a flat batch; logits of the kept rows, `(len(kept_rows), vocab_size)`."""
         device = self.model.device
-        batch = Batch.build(self.layout, pieces, device, attention.max_group_blocks)
+        batch = attention.prepare(pieces)
         # A batch in the middle of a prompt samples nothing, but not every output layer takes an empty input.
         kept = torch.tensor(kept_rows or [0], device=device)
         options = {"logits_to_keep": kept} if self._keeps_logits else {}
@@ -168,7 +151,7 @@ class TorchBackend:
             input_ids=torch.tensor([token_ids], device=device),
             position_ids=batch.positions[None],
             use_cache=False,
-            step=BatchStep(attention, batch),
+            attend=partial(attention.attend, batch),
             **options,
         )
         logits: torch.Tensor = output.logits[0]

@@ -1,6 +1,7 @@
 """Attention on a paged KV pool: the memory layout, the geometry of a batch, and the torch reference."""
 
 from pagedkv.batch import Batch, Group, Piece, batch_order
+from pagedkv.interface import PagedAttention, PreparedBatch
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 from pagedkv.reference import ReferenceAttention, write_kv
@@ -10,7 +11,9 @@ __all__ = [
     "Batch",
     "Group",
     "KVLayout",
+    "PagedAttention",
     "Piece",
+    "PreparedBatch",
     "ReferenceAttention",
     "batch_order",
     "write_kv",

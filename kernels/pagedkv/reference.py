@@ -6,10 +6,12 @@ are packed as query length; with more, they become the batch, over which K and V
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 
-from pagedkv.batch import Batch, Group
+from pagedkv.batch import Batch, Group, Piece
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 
@@ -45,6 +47,10 @@ class ReferenceAttention:
             (2 * self.max_group_blocks, self._rows.shape[1]), dtype=pool.dtype, device=pool.device
         )
 
+    def prepare(self, pieces: Sequence[Piece]) -> Batch:
+        """Slots to write and groups to gather; see `pagedkv.interface.PagedAttention`."""
+        return Batch.build(self.layout, pieces, self.device, self.max_group_blocks)
+
     def attend(
         self,
         batch: Batch,
@@ -54,11 +60,7 @@ class ReferenceAttention:
         value: torch.Tensor,
         options: AttentionOptions,
     ) -> torch.Tensor:
-        """Attention of one layer over the batch.
-
-        Query `(num_tokens, num_q_heads, head_dim)`, key and value `(num_tokens, num_kv_heads, head_dim)`; the
-        result has the shape of the query.
-        """
+        """Attention of one layer over the batch; see `pagedkv.interface.PagedAttention`."""
         write_kv(self._slots, batch.slots[layer], key, value)
         out = query.new_empty(query.shape)
         for group in batch.groups:

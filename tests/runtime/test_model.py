@@ -70,13 +70,13 @@ def test_options_and_masks_that_are_not_known_are_refused():
     with pytest.raises(
         UnsupportedModelError, match=r"attention options \['position_bias'\], which are not known"
     ):
-        paged_attention(module, x, x, x, None, step=None, position_bias=x, position_ids=x, use_cache=False)
+        paged_attention(module, x, x, x, None, attend=None, position_bias=x, position_ids=x, use_cache=False)
     with pytest.raises(UnsupportedModelError, match="not causal attention"):
-        paged_attention(module, x, x, x, torch.zeros(1, 1, 3, 3), step=None)
+        paged_attention(module, x, x, x, torch.zeros(1, 1, 3, 3), attend=None)
     with pytest.raises(UnsupportedModelError, match="not causal attention"):
-        paged_attention(module, x, x, x, None, step=None, is_causal=False)
+        paged_attention(module, x, x, x, None, attend=None, is_causal=False)
     with pytest.raises(UnsupportedModelError, match="dropout"):
-        paged_attention(module, x, x, x, None, step=None, dropout=0.1)
+        paged_attention(module, x, x, x, None, attend=None, dropout=0.1)
 
 
 @needs_onednn
