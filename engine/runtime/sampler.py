@@ -53,21 +53,29 @@ def sample_row(logits: torch.Tensor, sampling: Sampling, number: float) -> int:
 
     Temperature, then top-k, then top-p on what top-k left, each keeping the most likely tokens, and of
     equally likely ones those with the lowest ids. Top-p keeps the fewest tokens whose probabilities add up to
-    at least p.
+    at least p. What is kept is added up in the order of token ids, so that nothing but the cuts needs a sort.
     """
-    scaled = logits.double() / sampling.temperature  # double: float32 sums of 100,000 terms lose the tail
-    order: torch.Tensor | None = None
-    if 0 < sampling.top_k < len(scaled) or sampling.top_p < 1:
-        scaled, order = torch.sort(scaled, descending=True, stable=True)
-        if sampling.top_k > 0:
-            scaled = scaled[: sampling.top_k]
-    cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
+    # Double: float32 sums of 100,000 terms lose the tail.
+    probabilities = torch.softmax(logits.double() / sampling.temperature, dim=-1)
+    if 0 < sampling.top_k < len(logits) or sampling.top_p < 1:
+        probabilities = _cut(probabilities, sampling)
+    cumulative = probabilities.cumsum(dim=-1)
+    target = number * cumulative[-1]
+    index = int(torch.searchsorted(cumulative, target, right=True))
+    # Rounding may bring the target to the very total; then it is the last token that adds to that.
+    return min(index, int(torch.searchsorted(cumulative, cumulative[-1])))
+
+
+def _cut(probabilities: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """The probabilities that top-k and top-p keep, 0 for the others."""
+    likeliest, order = torch.sort(probabilities, descending=True, stable=True)
+    num_kept = sampling.top_k if 0 < sampling.top_k < len(order) else len(order)
     if sampling.top_p < 1:
-        num_kept = int(torch.searchsorted(cumulative, sampling.top_p)) + 1
-        cumulative = cumulative[:num_kept]
-    target = (number * cumulative[-1]).to(cumulative.dtype)
-    index = min(int(torch.searchsorted(cumulative, target, right=True)), len(cumulative) - 1)
-    return index if order is None else int(order[index])
+        cumulative = likeliest[:num_kept].cumsum(dim=-1)
+        enough = int(torch.searchsorted(cumulative, sampling.top_p * cumulative[-1])) + 1
+        num_kept = min(num_kept, enough)
+    kept = order[:num_kept]
+    return torch.zeros_like(probabilities).index_copy_(0, kept, probabilities[kept])
 
 
 def finish_reason(
