@@ -37,10 +37,11 @@ class UnsupportedModelError(ValueError):
     """The model cannot be served on the paged pool; the message says what stands in the way."""
 
 
-class KVShape(NamedTuple):
-    """The KV that a model keeps of a token."""
+class AttentionShape(NamedTuple):
+    """What a model's attention works on, alike in all layers."""
 
     num_layers: int
+    num_q_heads: int
     num_kv_heads: int
     head_dim: int
 
@@ -118,7 +119,7 @@ class _Probe:
     """Notes who calls, with which shapes; and computes plain causal attention."""
 
     def __init__(self) -> None:
-        self.calls: list[tuple[int, torch.Size, torch.Size]] = []
+        self.calls: list[tuple[int, tuple[torch.Size, ...]]] = []
 
     def __call__(
         self,
@@ -128,7 +129,7 @@ class _Probe:
         value: torch.Tensor,
         options: AttentionOptions,
     ) -> torch.Tensor:
-        self.calls.append((layer, key.shape[1:], value.shape[1:]))
+        self.calls.append((layer, tuple(x.shape[1:] for x in (query, key, value))))
         query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         out = functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=options.scaling, enable_gqa=True
@@ -136,8 +137,8 @@ class _Probe:
         return out.transpose(0, 1)
 
 
-def probe(model: nn.Module) -> KVShape:
-    """Run two tokens and report the KV that the model keeps; every layer must come by once, all alike.
+def probe(model: nn.Module) -> AttentionShape:
+    """Run two tokens and report what attention works on; every layer must come by once, all alike.
 
     Raises:
         UnsupportedModelError: the model computes its attention elsewhere, skips layers, or its layers differ.
@@ -151,17 +152,21 @@ def probe(model: nn.Module) -> KVShape:
     name = type(model).__name__
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     expected = list(range(config.num_hidden_layers))
-    if [layer for layer, _, _ in attend.calls] != expected:
+    if [layer for layer, _ in attend.calls] != expected:
         raise UnsupportedModelError(
             f"{name} cannot be served: {len(attend.calls)} calls for {len(expected)} layers came through the "
             "attention interface of transformers, not one each. Choose a decoder that follows the interface "
             "(Llama, Qwen, Mistral, Gemma, OPT, GPT-2, ...)"
         )
-    shapes = {tuple(shape) for _, key, value in attend.calls for shape in (key, value)}
-    if len(shapes) != 1:
-        raise UnsupportedModelError(f"{name} cannot be served: its K and V differ in shape, {sorted(shapes)}")
-    num_kv_heads, head_dim = shapes.pop()
-    return KVShape(len(expected), num_kv_heads, head_dim)
+    shapes = {shape for _, shape in attend.calls}
+    query, key, value = next(iter(shapes))
+    if len(shapes) != 1 or key != value or query[1] != key[1]:
+        found = sorted({tuple(map(tuple, shape)) for shape in shapes})
+        raise UnsupportedModelError(
+            f"{name} cannot be served: its layers differ, or its Q, K and V do; "
+            f"(heads, head_dim) of each: {found}"
+        )
+    return AttentionShape(len(expected), query[0], *key)
 
 
 def _attend_argument(model: nn.Module, attend: AttendLayer) -> dict[str, AttendLayer]:

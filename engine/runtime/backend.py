@@ -55,7 +55,8 @@ class TorchBackend:
             )
         self.model = model
         self.limits = limits
-        self.layout = KVLayout(*model.kv_shape, block_size)
+        shape = model.attention_shape
+        self.layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, block_size)
         self.sequences = Sequences(model.vocab_size, seed)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.module.forward).parameters
         self.profile: MemoryProfile | None = None

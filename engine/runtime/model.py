@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from engine.runtime.attention import KVShape, UnsupportedModelError, install, probe
+from engine.runtime.attention import AttentionShape, UnsupportedModelError, install, probe
 from engine.runtime.linear import PackedLinear, Packing, pack_linears
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,7 +29,7 @@ class LoadedModel:
     vocab_size: int
     max_positions: int | None
     """Positions that the model knows; None: the config sets no limit."""
-    kv_shape: KVShape
+    attention_shape: AttentionShape
     packing: Packing
 
     @property
@@ -55,7 +55,7 @@ def load_checkpoint(
     if not any(directory.glob("*.safetensors")):
         raise FileNotFoundError(
             f"{directory}: a checkpoint directory without weights (no *.safetensors). Put the weights there, "
-            "or ask for random ones with load: dummy"
+            "or choose a model with random ones, such as model=tiny_llama"
         )
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         directory, dtype=_dtype(dtype), local_files_only=True, output_loading_info=True
@@ -111,7 +111,7 @@ def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> 
     install(module)
     first = next(module.parameters())
     dtype = first.dtype
-    kv_shape = probe(module)
+    attention_shape = probe(module)
     packing = Packing(0, None, "not asked for")
     if prepack:
         packing = pack_linears(module)
@@ -123,7 +123,7 @@ def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> 
         torch.device(device),
         config.vocab_size,
         max_positions,
-        kv_shape,
+        attention_shape,
         packing,
     )
 

@@ -107,8 +107,8 @@ def test_position_encodings_that_depend_on_the_batch_are_refused(kind):
 
 
 def test_the_probe_reports_the_shape_of_the_kv():
-    assert load("qwen3").kv_shape == (3, 2, 16)
-    assert load("gpt2").kv_shape == (3, 4, 8)
+    assert load("qwen3").attention_shape == (3, 4, 2, 16)
+    assert load("gpt2").attention_shape == (3, 4, 4, 8)
 
 
 def test_random_weights_come_from_the_seed_and_leave_the_global_stream_alone():
