@@ -42,7 +42,7 @@ MARKER = "compiler report"
 class Variant(NamedTuple):
     """A kernel as it is compiled for one configuration, and what its machine code may use.
 
-    `signature` has the type of each run-time argument, as "*fp16", "*i32", "i32", "fp32"; pointers are taken to
+    `signature` has the type of each run-time argument: "*fp16", "i32", "fp32"; pointers are taken to
     be divisible by 16 bytes, as those of torch tensors are; "i32:16" says so of an integer. An argument that
     is None at the call is a constexpr None.
     """
