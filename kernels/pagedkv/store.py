@@ -190,10 +190,10 @@ def store_kv_rope_kernel(
             target = pool_row + head * HEAD_DIM
             k_inverse = _inverse_scale(k_scale_ptr, head)
             v_inverse = _inverse_scale(v_scale_ptr, head)
+            _copy(value_row, target + BLOCK_SIZE * ROW, v_inverse, in_batch, 0, HEAD_DIM)
             _rotate(key_row, target, cos, sin, cos_far, sin_far, k_inverse, in_batch, pair, R)
             if ROTARY_DIM < HEAD_DIM:
                 _copy(key_row, target, k_inverse, in_batch, ROTARY_DIM, HEAD_DIM)
-            _copy(value_row, target + BLOCK_SIZE * ROW, v_inverse, in_batch, 0, HEAD_DIM)
 
 
 def store_kv(
@@ -266,7 +266,7 @@ def store_kv_rope(
         return out
     launch = rope_launch(num_tokens)
     heads = rope_heads(num_tokens, query.shape[1], num_heads)
-    tokens = launch.tile // triton.next_power_of_2(cos.shape[1] // 2)
+    tokens = launch.tile // triton.next_power_of_2(head_dim)
     store_kv_rope_kernel[(triton.cdiv(num_tokens, tokens), (query.shape[1] + num_heads) // heads)](
         query,
         key,
@@ -453,7 +453,7 @@ def _rope_variant(
     tiles = {
         "NUM_Q_HEADS": 32,
         "ROTARY_DIM": rotary_dim,
-        "TILE_TOKENS": launch.tile // triton.next_power_of_2(rotary_dim // 2),
+        "TILE_TOKENS": launch.tile // triton.next_power_of_2(head_dim),
         "HEADS": rope_heads(num_tokens, 32, 8),
     }
     return Variant(
