@@ -96,8 +96,8 @@ def _padded(number: int) -> int:
 
 
 def rope_launch(num_tokens: int) -> Launch:
-    """Elements (of half the rotary part of a head, times tokens) that `store_kv_rope` takes at once."""
-    return Launch(1024, 4, 1, "two 16-byte pieces a thread and head; see the registers in kernels/README.md")
+    """Elements (of a padded head, times tokens) that a program of `store_kv_rope` takes at once."""
+    return Launch(2048, 4, 1, "two 16-byte pieces a thread; 56-72 registers at head size 128, Triton 3.7.1")
 
 
 def rope_heads(num_tokens: int, num_q_heads: int, num_kv_heads: int) -> int:
