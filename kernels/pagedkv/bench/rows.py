@@ -1,0 +1,120 @@
+"""What the bench records: a row a measurement, a file of rows a stage, written while the stage runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pagedkv.markdown import table
+from pagedkv.roofline import Accelerator, Work, floor_s
+
+OURS = "pagedkv"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measurement, or the reason why there is none."""
+
+    case: str
+    provider: str = OURS
+    """Whose kernel: pagedkv, or what it is compared with."""
+    seconds: float | None = None
+    """A call, the median of several rounds."""
+    work: Work = field(default_factory=Work)
+    """What had to be done, from `pagedkv.roofline`."""
+    status: str = "ok"
+    """ok, failed, not installed, skipped, or started, if it never ended."""
+    note: str = ""
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes of device memory over time. Raises ValueError where nothing was measured."""
+        return self._rate(self.work.num_bytes)
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Bytes over the link to the host over time. Raises ValueError where nothing was measured."""
+        return self._rate(self.work.link_bytes)
+
+    @property
+    def flops_per_s(self) -> float:
+        """FLOPs over time. Raises ValueError where nothing was measured."""
+        return self._rate(self.work.flops)
+
+    def _rate(self, amount: int) -> float:
+        if not self.seconds:
+            raise ValueError(f"{self.case} of {self.provider} has no time: {self.status} {self.note}")
+        return amount / self.seconds
+
+
+class RowFile:
+    """The rows of one stage, a line each, so that a stage that dies leaves what it had."""
+
+    def __init__(self, out: Path, stage: str) -> None:
+        self.path = out / f"{stage}.jsonl"
+
+    def append(self, row: Row) -> None:
+        """Add a row; it is on disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
+
+    def read(self) -> list[Row]:
+        """The last row of each case and provider, in the order in which they began."""
+        if not self.path.exists():
+            return []
+        rows = map(_row, self.path.read_text().splitlines())
+        return list({(row.case, row.provider): row for row in rows}.values())
+
+
+def _row(line: str) -> Row:
+    content = json.loads(line)
+    return Row(**{**content, "work": Work(*content["work"])})
+
+
+def frame(rows: Iterable[Row], accelerator: Accelerator) -> pd.DataFrame:
+    """The rows as a table, with rates and floors; NaN where there is nothing to tell."""
+    return pd.DataFrame([_record(row, accelerator) for row in rows], columns=COLUMNS)
+
+
+RATES = {"bytes_per_s": 1e-9, "link_bytes_per_s": 1e-9, "flops_per_s": 1e-12}
+"""Factors for reading."""
+COLUMNS = [
+    *(f.name for f in fields(Row) if f.name != "work"),
+    *Work._fields,
+    "floor_seconds",
+    *RATES,
+]
+
+
+def _record(row: Row, accelerator: Accelerator) -> dict[str, Any]:
+    record = {**asdict(row), **row.work._asdict()}
+    del record["work"]
+    record["floor_seconds"] = floor_s(row.work, accelerator) or None
+    if row.seconds:
+        record.update({name: getattr(row, name) or None for name in RATES})
+    return record
+
+
+def markdown(data: pd.DataFrame) -> str:
+    """Rows for reading: microseconds, GB/s, TFLOP/s."""
+    names = ["case", "of", "us", "floor, us", "GB/s", "GB/s to the host", "TFLOP/s", "status"]
+    scales = {"seconds": 1e6, "floor_seconds": 1e6, **RATES}
+    rows = [
+        [
+            r["case"],
+            r["provider"],
+            *(_cell(r[name], scale) for name, scale in scales.items()),
+            f"{r['status']} {r['note']}".strip(),
+        ]
+        for r in data.to_dict("records")
+    ]
+    return table(names, rows)
+
+
+def _cell(value: float | None, scale: float) -> str:
+    return "" if value is None or pd.isna(value) else f"{value * scale:,.4g}"

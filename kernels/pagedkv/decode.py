@@ -1,0 +1,277 @@
+"""Paged attention of few query tokens over a long context (decode), split over the context.
+
+A program takes one work item and one KV head: a range of the context of one sequence (see schedule.py). Its
+rows are all that reads this KV: the sequence's 1 to 8 query tokens x the query heads of the KV head,
+
+    row = token * GROUP + head within the group,
+
+so KV is read once, whatever the number of query heads and query tokens. A sequence with a single item is
+normalised and written at once. The items of a split sequence leave m, l and acc (tiles.py) as partials,
+
+    out = sum_i acc_i 2^(m_i - M) / sum_i l_i 2^(m_i - M),    M = max m_i,
+
+which `merge_kernel` works out. An item in which a row sees nothing (it lies before the window, or behind an
+early query token) has m = -inf, l = 0 there, and counts as nothing. The sink is seen by the first item only.
+
+KV heads are the fast axis of the grid: the heads of one token are neighbours in memory and are read together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from pagedkv.aot import Variant
+from pagedkv.launch import AttentionLaunch, decode_launch
+from pagedkv.layout import KVLayout
+from pagedkv.options import AttentionOptions
+from pagedkv.schedule import StepPlan
+from pagedkv.tiles import (
+    LOG2_E,
+    attend,
+    check_attention,
+    first_state,
+    padded_head_dim,
+    paged_attention_reference,
+)
+
+decode_attention_reference = paged_attention_reference
+
+MAX_QUERY_TOKENS = 8
+"""Query tokens of a sequence that decode takes at most."""
+MAX_ROWS = 64
+"""Rows of a program at most: 8 query tokens x 8 query heads a KV head."""
+MERGED_AT_ONCE = 8
+"""Partials that a merge loads at once."""
+
+
+@triton.jit
+def decode_kernel(
+    out,
+    partial_acc,
+    partial_ml,
+    query,
+    kv,
+    seqs,
+    items,
+    block_ids,
+    sinks,
+    k_scale,
+    v_scale,
+    score_scale,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr,
+    QUERY_STRIDE: tl.constexpr,
+    PARTIAL_ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One item of one KV head; grid (KV heads, items)."""
+    kv_head = tl.program_id(0)
+    item = items + tl.program_id(1) * 5
+    start = tl.load(item + 1)
+    end = tl.load(item + 2)
+    if start == end:
+        return
+    seq = seqs + tl.load(item) * 4
+    num_splits = tl.load(item + 3)
+    first_row = tl.load(seq)
+    num_queries = tl.load(seq + 1)
+    context = tl.load(seq + 2)
+    table = block_ids + tl.load(seq + 3)
+
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, HEAD_DIM_PADDED)
+    q_heads = kv_head * GROUP + rows % GROUP
+    used = rows < num_queries * GROUP
+    used_dims = used[:, None] & (dims < HEAD_DIM)[None, :]
+    q_rows = (first_row + rows // GROUP).to(tl.int64)
+    q_offsets = q_heads[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(query + q_rows[:, None] * QUERY_STRIDE + q_offsets, mask=used_dims, other=0.0)
+    positions = context - num_queries + rows // GROUP
+
+    low = start
+    if WINDOW is not None:
+        # The earliest query sees furthest back; a range before its window has no round left.
+        low = tl.maximum(start, (context - num_queries - WINDOW + 1) // TILE * TILE)
+    if k_scale is not None:
+        score_scale = score_scale * tl.load(k_scale + kv_head)
+    m, l, acc = first_state(sinks, q_heads, start == 0, ROWS, HEAD_DIM_PADDED)
+    m, l, acc = attend(
+        q, m, l, acc, kv + kv_head * HEAD_DIM, table, low, end, end, positions, score_scale,
+        SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
+    )  # fmt: skip
+    if v_scale is not None:
+        acc *= tl.load(v_scale + kv_head)
+
+    if num_splits == 1:
+        out_offsets = q_rows[:, None] * (NUM_KV_HEADS * GROUP * HEAD_DIM) + q_offsets
+        tl.store(out + out_offsets, (acc / l[:, None]).to(out.dtype.element_ty), mask=used_dims)
+    else:
+        partial = (tl.load(item + 4).to(tl.int64) * NUM_KV_HEADS + kv_head) * PARTIAL_ROWS + rows
+        tl.store(partial_ml + partial * 2, m, mask=used)
+        tl.store(partial_ml + partial * 2 + 1, l, mask=used)
+        # Rows that saw nothing are not written: the merge does not read them.
+        written = used_dims & (l > 0.0)[:, None]
+        tl.store(partial_acc + partial[:, None] * HEAD_DIM + dims[None, :], acc, mask=written)
+
+
+@triton.jit
+def merge_kernel(
+    out,
+    partial_acc,
+    partial_ml,
+    seqs,
+    merges,
+    GROUP: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PADDED: tl.constexpr,
+    PARTIAL_ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+):
+    """One query token and one query head of a split sequence; grid (query heads, query tokens, merges)."""
+    q_head = tl.program_id(0)
+    token = tl.program_id(1)
+    merge = merges + tl.program_id(2) * 3
+    num_partials = tl.load(merge + 2)
+    seq = seqs + tl.load(merge) * 4
+    if token >= tl.load(seq + 1):
+        return
+    if num_partials == 0:
+        return
+    dims = tl.arange(0, HEAD_DIM_PADDED)
+    row = token * GROUP + q_head % GROUP
+    first_partial = tl.load(merge + 1)
+
+    m = float("-inf")
+    l = 0.0  # noqa: E741
+    acc = tl.zeros((HEAD_DIM_PADDED,), tl.float32)
+    for first in range(0, num_partials, AT_ONCE):
+        which = first + tl.arange(0, AT_ONCE)
+        partial = ((first_partial + which).to(tl.int64) * NUM_KV_HEADS + q_head // GROUP) * PARTIAL_ROWS + row
+        exists = which < num_partials
+        m_i = tl.load(partial_ml + partial * 2, mask=exists, other=float("-inf"))
+        l_i = tl.load(partial_ml + partial * 2 + 1, mask=exists, other=0.0)
+        seen = l_i > 0.0
+        read = seen[:, None] & (dims < HEAD_DIM)[None, :]
+        acc_i = tl.load(partial_acc + partial[:, None] * HEAD_DIM + dims[None, :], mask=read, other=0.0)
+        new_m = tl.maximum(m, tl.max(m_i, 0))
+        decay = tl.where(m == new_m, 1.0, tl.exp2(m - new_m))  # -inf - -inf is NaN, and not chosen
+        weight = tl.where(seen, tl.exp2(m_i - new_m), 0.0)
+        l = l * decay + tl.sum(l_i * weight, 0)  # noqa: E741
+        acc = acc * decay + tl.sum(acc_i * weight[:, None], 0)
+        m = new_m
+    out_row = (tl.load(seq) + token).to(tl.int64) * (NUM_KV_HEADS * GROUP) + q_head
+    tl.store(out + out_row * HEAD_DIM + dims, (acc / l).to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+
+
+@dataclass(frozen=True, slots=True)
+class Partials:
+    """Scratch for split sequences, float32."""
+
+    acc: torch.Tensor
+    """`(max_items, num_kv_heads, rows, head_dim)`, not normalised."""
+    ml: torch.Tensor
+    """`(max_items, num_kv_heads, rows, 2)`: m and l."""
+
+    @classmethod
+    def allocate(
+        cls, layout: KVLayout, num_q_heads: int, max_items: int, device: torch.device
+    ) -> Partials:
+        """Room for the items of any plan."""
+        group = num_q_heads // layout.num_kv_heads
+        shape = (max_items, layout.num_kv_heads, group * max_decode_tokens(group))
+        return cls(
+            torch.empty((*shape, layout.head_dim), dtype=torch.float32, device=device),
+            torch.empty((*shape, 2), dtype=torch.float32, device=device),
+        )
+
+
+def max_decode_tokens(group: int) -> int:
+    """Query tokens of a sequence that decode takes, given the query heads of a KV head."""
+    return max(1, min(MAX_QUERY_TOKENS, MAX_ROWS // group))
+
+
+def decode_attention(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    plan: StepPlan,
+    options: AttentionOptions,
+    out: torch.Tensor,
+    partials: Partials,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    launch: AttentionLaunch | None = None,
+) -> None:
+    """Attention of the plan's work items; writes the rows of decoded sequences and no others.
+
+    Query `(num_tokens, num_q_heads, head_dim)`, rows may be further apart than they are long; `kv` is
+    `pool[:, layer]`; out as the query, contiguous. With a pool of float8_e4m3fn, k_scale and v_scale
+    `(num_kv_heads,)` float32 are what stored keys and values are to be multiplied by.
+    """
+    check_attention(query, kv, out, options, k_scale, v_scale)
+    num_kv_heads, head_dim = kv.shape[3:]
+    group = query.shape[1] // num_kv_heads
+    num_rows = plan.max_query_tokens * group
+    assert 0 < num_rows <= partials.acc.shape[2], f"{num_rows} rows an item, partials have {partials.acc.shape[2]}"
+    assert plan.num_items <= len(partials.acc), f"{plan.num_items} items, {len(partials.acc)} partials"
+    launch = launch or decode_launch(head_dim, kv.dtype, num_rows)
+    assert plan.tiling.split_tokens % launch.tile == 0, (
+        f"items start at multiples of {plan.tiling.split_tokens} tokens, a tile has {launch.tile}"
+    )
+    shared = {
+        "GROUP": group,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_PADDED": padded_head_dim(head_dim),
+        "PARTIAL_ROWS": partials.acc.shape[2],
+    }
+    decode_kernel[(num_kv_heads, plan.num_items)](
+        out,
+        partials.acc,
+        partials.ml,
+        query,
+        kv,
+        plan.seqs,
+        plan.items,
+        plan.block_ids,
+        options.sinks,
+        k_scale,
+        v_scale,
+        options.scaling * LOG2_E,
+        SOFTCAP=options.softcap,
+        WINDOW=options.sliding_window,
+        BLOCK_SIZE=kv.shape[2],
+        BLOCK_STRIDE=kv.stride(0),
+        QUERY_STRIDE=query.stride(0),
+        ROWS=launch.rows,
+        TILE=launch.tile,
+        PRECISION="ieee",
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        **shared,
+    )
+    if plan.num_merges:
+        grid = (query.shape[1], plan.max_query_tokens, plan.num_merges)
+        merge_kernel[grid](
+            out,
+            partials.acc,
+            partials.ml,
+            plan.seqs,
+            plan.merges,
+            AT_ONCE=MERGED_AT_ONCE,
+            num_warps=2,
+            **shared,
+        )

@@ -1,0 +1,162 @@
+"""Paged attention of chunks of a prompt (prefill): queries see the cached prefix and their own chunk.
+
+All KV is read from the pool, where that of the chunk has been stored before. A program takes one tile of
+query tokens of one sequence (see schedule.py) and one KV head; its rows are tokens x query heads of the KV head,
+
+    row = token within the tile * GROUP + head within the group.
+
+For query positions p_first to p_last and a window of w, the tokens fall into ranges with and without a mask:
+
+    low ... [p_first - w + 1 ... p_last - w] ... all rows see all ... [p_first + 1 ... p_last]
+            window edge: masked                  no mask              diagonal: masked
+
+each rounded to tiles towards the masks. Without a window the first range is empty.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from pagedkv.launch import AttentionLaunch, prefill_launch
+from pagedkv.options import AttentionOptions
+from pagedkv.schedule import StepPlan
+from pagedkv.tiles import (
+    LOG2_E,
+    attend,
+    check_attention,
+    first_state,
+    padded_head_dim,
+    paged_attention_reference,
+)
+
+prefill_attention_reference = paged_attention_reference
+
+
+@triton.jit
+def prefill_kernel(
+    out,
+    query,
+    kv,
+    seqs,
+    tiles,
+    block_ids,
+    sinks,
+    k_scale,
+    v_scale,
+    score_scale,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    GROUP: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr,
+    QUERY_STRIDE: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One tile of query tokens and one KV head; grid (KV heads, tiles)."""
+    kv_head = tl.program_id(0)
+    tile = tiles + tl.program_id(1) * 3
+    first = tl.load(tile + 1)
+    end = tl.load(tile + 2)
+    if first == end:
+        return
+    seq = seqs + tl.load(tile) * 4
+    first_row = tl.load(seq)
+    start = tl.load(seq + 2) - tl.load(seq + 1)
+    table = block_ids + tl.load(seq + 3)
+
+    rows = tl.arange(0, ROWS)
+    dims = tl.arange(0, HEAD_DIM_PADDED)
+    tokens = first + rows // GROUP
+    used_dims = (tokens < end)[:, None] & (dims < HEAD_DIM)[None, :]
+    q_heads = kv_head * GROUP + rows % GROUP
+    q_rows = (first_row + tokens).to(tl.int64)
+    q_offsets = q_heads[:, None] * HEAD_DIM + dims[None, :]
+    q = tl.load(query + q_rows[:, None] * QUERY_STRIDE + q_offsets, mask=used_dims, other=0.0)
+    positions = start + tokens
+
+    if k_scale is not None:
+        score_scale = score_scale * tl.load(k_scale + kv_head)
+    keys = kv + kv_head * HEAD_DIM
+    context = start + end  # of the last query of the tile
+    unmasked_low = 0
+    unmasked_high = (start + first + 1) // TILE * TILE
+    m, l, acc = first_state(sinks, q_heads, True, ROWS, HEAD_DIM_PADDED)
+    if WINDOW is not None:
+        low = tl.maximum(start + first + 1 - WINDOW, 0) // TILE * TILE
+        unmasked_low = tl.cdiv(tl.maximum(context - WINDOW, 0), TILE) * TILE
+        m, l, acc = attend(
+            q, m, l, acc, keys, table, low, tl.minimum(unmasked_low, unmasked_high), context, positions,
+            score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
+            TILE, PRECISION,
+        )  # fmt: skip
+    m, l, acc = attend(
+        q, m, l, acc, keys, table, unmasked_low, unmasked_high, context, positions,
+        score_scale, SOFTCAP, WINDOW, False, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
+        TILE, PRECISION,
+    )  # fmt: skip
+    m, l, acc = attend(
+        q, m, l, acc, keys, table, unmasked_high, context, context, positions,
+        score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
+        TILE, PRECISION,
+    )  # fmt: skip
+    if v_scale is not None:
+        acc *= tl.load(v_scale + kv_head)
+    out_offsets = q_rows[:, None] * (NUM_KV_HEADS * GROUP * HEAD_DIM) + q_offsets
+    tl.store(out + out_offsets, (acc / l[:, None]).to(out.dtype.element_ty), mask=used_dims)
+
+
+def prefill_attention(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    plan: StepPlan,
+    options: AttentionOptions,
+    out: torch.Tensor,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    launch: AttentionLaunch | None = None,
+) -> None:
+    """Attention of the plan's tiles; writes the rows of the sequences that are not decoded and no others.
+
+    Arguments as for `decode_attention`. The plan's tiles must fit the launch: ROWS // query heads a KV head
+    tokens at most.
+    """
+    check_attention(query, kv, out, options, k_scale, v_scale)
+    num_kv_heads, head_dim = kv.shape[3:]
+    group = query.shape[1] // num_kv_heads
+    launch = launch or prefill_launch(head_dim, kv.dtype)
+    assert plan.tiling.prefill_tokens * group <= launch.rows, (
+        f"tiles of {plan.tiling.prefill_tokens} tokens of {group} heads, the kernel takes {launch.rows} rows"
+    )
+    prefill_kernel[(num_kv_heads, plan.num_tiles)](
+        out,
+        query,
+        kv,
+        plan.seqs,
+        plan.tiles,
+        plan.block_ids,
+        options.sinks,
+        k_scale,
+        v_scale,
+        options.scaling * LOG2_E,
+        SOFTCAP=options.softcap,
+        WINDOW=options.sliding_window,
+        GROUP=group,
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=head_dim,
+        HEAD_DIM_PADDED=padded_head_dim(head_dim),
+        BLOCK_SIZE=kv.shape[2],
+        BLOCK_STRIDE=kv.stride(0),
+        QUERY_STRIDE=query.stride(0),
+        ROWS=launch.rows,
+        TILE=launch.tile,
+        PRECISION="ieee",
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+    )

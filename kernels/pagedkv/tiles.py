@@ -1,0 +1,225 @@
+"""What the attention kernels have in common: KV through a block table, softmax online, and the reference.
+
+For one query row and one tile of KV, with scores s in units of log2 e, so that exp(x) = 2^s:
+
+    m' = max(m, max s)      p = 2^(s - m')      l' = l 2^(m - m') + sum p      acc' = acc 2^(m - m') + p V
+
+and the result is acc / l (Milakov and Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). While a
+row has seen no token m is -inf and l = 0; 2^(m - m') would be NaN, so 0 stands in for m' there.
+
+A sink is a token without a value: a row that has one starts from m = sink, l = 1, acc = 0.
+
+A soft cap c makes c tanh(x / c) of a score x. tanh(y) = 1 - 2 / (1 + 2^(2 y log2 e)): right at both ends, as
+2^inf = inf and 2^-inf = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+from pagedkv.batch import Piece
+from pagedkv.options import AttentionOptions
+
+LOG2_E = math.log2(math.e)
+
+
+@triton.jit
+def block_ids_of(table, position, end, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """Ids of the blocks that hold tokens [position, position + TILE); 0 for blocks that start at or after end.
+
+    `position` is a multiple of TILE. A tile within a block has one id, a scalar; else it is a vector.
+    """
+    if TILE <= BLOCK_SIZE:
+        return tl.load(table + position // BLOCK_SIZE, mask=position < end, other=0)
+    else:
+        first = position + tl.arange(0, TILE // BLOCK_SIZE) * BLOCK_SIZE
+        return tl.load(table + first // BLOCK_SIZE, mask=first < end, other=0)
+
+
+@triton.jit
+def token_offsets(
+    ids,
+    position,
+    BLOCK_STRIDE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TOKEN_STRIDE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Where each token of a tile starts in the pool of a layer, in elements, `(TILE,)` int64."""
+    if TILE <= BLOCK_SIZE:
+        in_block = position % BLOCK_SIZE + tl.arange(0, TILE)
+        return ids.to(tl.int64) * BLOCK_STRIDE + in_block * TOKEN_STRIDE
+    else:
+        in_block = tl.arange(0, BLOCK_SIZE) * TOKEN_STRIDE
+        offsets = ids.to(tl.int64)[:, None] * BLOCK_STRIDE + in_block[None, :]
+        # A head is a multiple of 16 elements, but the compiler loses sight of it in the reshape.
+        return tl.multiple_of(tl.reshape(offsets, (TILE,)), 16)
+
+
+@triton.jit
+def first_state(sinks, q_heads, has_sink, ROWS: tl.constexpr, HEAD_DIM_PADDED: tl.constexpr):
+    """m, l and acc of rows that have seen nothing but their sink, if they have one."""
+    m = tl.full((ROWS,), float("-inf"), tl.float32)
+    l = tl.zeros((ROWS,), tl.float32)  # noqa: E741
+    if sinks is not None:
+        sink = tl.load(sinks + q_heads).to(tl.float32) * 1.4426950408889634
+        m = tl.where(has_sink, sink, m)
+        l = tl.where(has_sink, l + 1.0, l)  # noqa: E741
+    return m, l, tl.zeros((ROWS, HEAD_DIM_PADDED), tl.float32)
+
+
+@triton.jit
+def attend(
+    q,
+    m,
+    l,  # noqa: E741
+    acc,
+    keys,
+    table,
+    low,
+    high,
+    end,
+    query_positions,
+    score_scale,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_STRIDE: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TOKEN_STRIDE: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Let rows `q` see the tokens [low, high) of a sequence as far as they may; low is a multiple of TILE.
+
+    `keys` points to the K of one head in the pool of a layer, `table` to the block table of the sequence.
+    Tokens from `end` on are not read. Not MASKED: every row sees every token, and high is a multiple of TILE.
+    """
+    dims = tl.arange(0, q.shape[1])
+    # The ids of the next tile are loaded one round ahead: else K would wait for them, and the pipeline
+    # would have one tile in flight where it could have two.
+    ids = block_ids_of(table, low, end, BLOCK_SIZE, TILE)
+    for position in range(low, high, TILE):
+        next_ids = block_ids_of(table, position + TILE, end, BLOCK_SIZE, TILE)
+        tokens = position + tl.arange(0, TILE)
+        offsets = token_offsets(ids, position, BLOCK_STRIDE, BLOCK_SIZE, TOKEN_STRIDE, TILE)
+        pointers = keys + offsets[:, None] + dims[None, :]
+        # What is not read is 0: a slot that was never written may hold NaN, and 0 x NaN is NaN.
+        if MASKED:
+            read = (tokens < end)[:, None] & (dims < HEAD_DIM)[None, :]
+            k = tl.load(pointers, mask=read, other=0.0)
+            v = tl.load(pointers + BLOCK_SIZE * TOKEN_STRIDE, mask=read, other=0.0)
+        elif q.shape[1] != HEAD_DIM:
+            read = (dims < HEAD_DIM)[None, :]
+            k = tl.load(pointers, mask=read, other=0.0)
+            v = tl.load(pointers + BLOCK_SIZE * TOKEN_STRIDE, mask=read, other=0.0)
+        else:
+            k = tl.load(pointers)
+            v = tl.load(pointers + BLOCK_SIZE * TOKEN_STRIDE)
+        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION) * score_scale
+        if SOFTCAP is not None:
+            tanh = 1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 / SOFTCAP)))
+            scores = tanh * (SOFTCAP * 1.4426950408889634)
+        if MASKED:
+            seen = tokens[None, :] <= query_positions[:, None]
+            if WINDOW is not None:
+                seen = seen & (tokens[None, :] > query_positions[:, None] - WINDOW)
+            scores = tl.where(seen, scores, float("-inf"))
+        new_m = tl.maximum(m, tl.max(scores, 1))
+        finite_m = tl.where(new_m == float("-inf"), 0.0, new_m)
+        p = tl.exp2(scores - finite_m[:, None])
+        decay = tl.exp2(m - finite_m)
+        l = l * decay + tl.sum(p, 1)  # noqa: E741
+        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * decay[:, None], input_precision=PRECISION)
+        m = new_m
+        ids = next_ids
+    return m, l, acc
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The power of two that a tile's rows take up."""
+    return triton.next_power_of_2(head_dim)
+
+
+def check_attention(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    out: torch.Tensor,
+    options: AttentionOptions,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+) -> None:
+    """Assert what the attention kernels take for granted."""
+    num_kv_heads, head_dim = kv.shape[3:]
+    group, rest = divmod(query.shape[1], num_kv_heads)
+    assert query.shape[2] == head_dim and rest == 0, f"query {tuple(query.shape)} does not fit KV {tuple(kv.shape)}"
+    assert query.stride()[1:] == (head_dim, 1), f"heads of a query token must be contiguous, strides {query.stride()}"
+    assert query.stride(0) * query.itemsize % 16 == 0, f"query tokens {query.stride(0)} elements apart"
+    assert kv[0, 0].is_contiguous() and kv.stride(1) == kv[0, 0].numel(), f"KV has strides {kv.stride()}"
+    assert out.shape == query.shape and out.is_contiguous() and out.dtype == query.dtype, "out is not as the query"
+    assert all(x.data_ptr() % 16 == 0 for x in (query, kv, out)), "tensors must be aligned to 16 bytes"
+    scales = [scale for scale in (k_scale, v_scale) if scale is not None]
+    if kv.dtype == torch.float8_e4m3fn:
+        assert len(scales) == 2, "a pool of float8_e4m3fn needs k_scale and v_scale"
+    else:
+        assert kv.dtype == query.dtype and not scales, f"query {query.dtype}, KV {kv.dtype}, {len(scales)} scales"
+    for scale in scales:
+        assert scale.shape == (num_kv_heads,) and scale.dtype == torch.float32, f"a scale is {tuple(scale.shape)}"
+    if options.sinks is not None:
+        assert options.sinks.shape == (num_kv_heads * group,), f"sinks are {tuple(options.sinks.shape)}"
+    window = options.sliding_window
+    assert window is None or window >= 1, f"a sliding window of {window} tokens"
+
+
+def paged_attention_reference(
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    pieces: Sequence[Piece],
+    options: AttentionOptions,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Decode and prefill attention alike in float64, one piece at a time.
+
+    Query `(num_tokens, num_q_heads, head_dim)`, the tokens of the pieces in their order; kv
+    `(num_blocks, 2, block_size, num_kv_heads, head_dim)` holds the KV of all tokens, the new ones included;
+    scales `(num_kv_heads,)`.
+    """
+    num_kv_heads, head_dim = kv.shape[3:]
+    scales = [torch.ones(num_kv_heads) if s is None else s for s in (k_scale, v_scale)]
+    out = torch.empty(query.shape, dtype=torch.float64)
+    row = 0
+    for piece in pieces:
+        context = piece.start + piece.num_tokens
+        table = torch.tensor(list(piece.block_ids))
+        both = kv.cpu()[table].double().transpose(0, 1).reshape(2, -1, num_kv_heads, head_dim)[:, :context]
+        keys, values = (x * s.double().cpu()[:, None] for x, s in zip(both, scales, strict=True))
+        rows = slice(row, row + piece.num_tokens)
+        out[rows] = _piece_reference(query[rows].cpu().double(), keys, values, piece.start, options)
+        row = rows.stop
+    return out
+
+
+def _piece_reference(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, options: AttentionOptions
+) -> torch.Tensor:
+    grouped = query.unflatten(1, (keys.shape[1], -1))
+    scores = torch.einsum("qhgd,shd->hgqs", grouped, keys) * options.scaling
+    if options.softcap is not None:
+        scores = options.softcap * torch.tanh(scores / options.softcap)
+    distance = start + torch.arange(len(query))[:, None] - torch.arange(len(keys))
+    hidden = distance < 0
+    if options.sliding_window is not None:
+        hidden |= distance >= options.sliding_window
+    weights = scores.masked_fill(hidden, float("-inf"))
+    if options.sinks is not None:
+        sinks = options.sinks.double().cpu().view(keys.shape[1], -1, 1, 1).expand(*scores.shape[:3], 1)
+        weights = torch.cat([weights, sinks], dim=-1)
+    weights = torch.softmax(weights, dim=-1)[..., : len(keys)]
+    return torch.einsum("hgqs,shd->qhgd", weights, values).reshape(query.shape)
