@@ -11,16 +11,19 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
-from pagedkv import KVLayout, PagedAttention, Piece, ReferenceAttention, batch_order
+from pagedkv import KVLayout, PagedAttention, Piece, StepLimits, batch_order
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.plan import Chunk, Finish, StepPlan, StepResult
 from engine.core.policies.base import Limits
+from engine.runtime.kernels import Kernels, Reference
 from engine.runtime.model import LoadedModel
 from engine.runtime.pools import Pools
 from engine.runtime.profiling import MemoryProfile, largest_step, peak_bytes
 from engine.runtime.sampler import Draw, finish_reason, sample
 from engine.runtime.sequences import Sequences
+
+REFERENCE = Reference()
 
 
 class TorchBackend:
@@ -28,11 +31,12 @@ class TorchBackend:
 
     The pool has `num_blocks` blocks, or, if that is None, as many as `memory_bytes` leaves room for once the
     weights and the largest step are paid for. `seed` names the streams of token ids for traces that have
-    lengths only. A CPU works with `num_threads` threads; None leaves torch's choice.
+    lengths only. A CPU works with `num_threads` threads; None leaves torch's choice. `attention` says which
+    kernels attend and copy blocks.
 
     Raises:
         ValueError: neither or both of num_blocks and memory_bytes are given, the pool has no room for a
-            single block, or the model does not know max_model_len positions.
+            single block, the model does not know max_model_len positions, or the kernels cannot run here.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class TorchBackend:
         num_host_blocks: int = 0,
         seed: int = 0,
         num_threads: int | None = None,
+        attention: Kernels = REFERENCE,
     ) -> None:
         if (num_blocks is None) == (memory_bytes is None):
             raise ValueError("give either num_blocks or memory_bytes, to say how large the KV pool is")
@@ -57,6 +62,7 @@ class TorchBackend:
         self.limits = limits
         shape = model.attention_shape
         self.layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, block_size)
+        self._kernels = attention
         self.sequences = Sequences(model.vocab_size, seed)
         self._keeps_logits = "logits_to_keep" in inspect.signature(model.module.forward).parameters
         self.profile: MemoryProfile | None = None
@@ -66,7 +72,7 @@ class TorchBackend:
             num_blocks = self.profile.pool_bytes // self.layout.block_bytes(model.dtype)
         assert num_blocks is not None
         self._capacity = Capacity(num_blocks, num_host_blocks, block_size)
-        self.pools = Pools(self.layout, model.dtype, model.device, num_blocks, num_host_blocks)
+        self.pools = Pools(self.layout, model.dtype, model.device, num_blocks, num_host_blocks, attention)
         self._attention = self._attention_on(self.pools.device)
         threads = torch.get_num_threads() if num_threads is None else num_threads
         self._worker = ThreadPoolExecutor(
@@ -176,8 +182,10 @@ class TorchBackend:
         names = ("transfers", "model", "sampling") if len(times) == 4 else ("transfers", "sampling")
         return {name: float(end - start) for name, (start, end) in zip(names, pairwise(times), strict=True)}
 
-    def _attention_on(self, pool: torch.Tensor) -> ReferenceAttention:
-        return ReferenceAttention(self.layout, pool, self.layout.num_blocks(self.limits.max_model_len))
+    def _attention_on(self, pool: torch.Tensor) -> PagedAttention[Any]:
+        limits = self.limits
+        largest = StepLimits(limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len)
+        return self._kernels.attention(self.layout, pool, self.model.attention_shape.num_q_heads, largest)
 
     def _profile(self, memory_bytes: int) -> MemoryProfile:
         """Measure the largest step, on a pool of one block that stands for all of them."""

@@ -32,13 +32,15 @@ class MemoryProfile:
 
 
 def largest_step(limits: Limits) -> list[tuple[int, int]]:
-    """Each sequence of the largest step, as (start, number of tokens): all at the end of full windows."""
-    window = limits.max_model_len
-    pieces = [(window - 1, 1)] * (limits.max_num_seqs - 1)
-    num_left = limits.max_num_batched_tokens - len(pieces)
-    while num_left > 0:
-        num_tokens = min(num_left, window)
-        pieces.append((window - num_tokens, num_tokens))
+    """Each sequence of the largest step, as (start, number of tokens): all at the end of full windows.
+
+    As few as possible have many tokens, so that as many as possible read a whole window for one token.
+    """
+    pieces: list[tuple[int, int]] = []
+    num_left = limits.max_num_batched_tokens
+    for num_seats in range(limits.max_num_seqs, 0, -1):
+        num_tokens = min(limits.max_model_len, num_left - (num_seats - 1))
+        pieces.append((limits.max_model_len - num_tokens, num_tokens))
         num_left -= num_tokens
     return pieces
 

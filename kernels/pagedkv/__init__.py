@@ -5,6 +5,7 @@ from pagedkv.interface import PagedAttention, PreparedBatch
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 from pagedkv.reference import ReferenceAttention, write_kv
+from pagedkv.schedule import StepLimits
 
 __all__ = [
     "AttentionOptions",
@@ -15,6 +16,7 @@ __all__ = [
     "Piece",
     "PreparedBatch",
     "ReferenceAttention",
+    "StepLimits",
     "batch_order",
     "write_kv",
 ]

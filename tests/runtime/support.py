@@ -143,12 +143,10 @@ def policies(restore, *, chunked):
     return Policies(Fcfs(), admission, batching, LastAdmitted(), restore, OnDemand())
 
 
-def run(model, specs, *, chunked=False, restore=None, num_blocks=200, num_host_blocks=0, clock=None):
-    """Serve some requests to their end."""
+def run(model, specs, *, chunked=False, restore=None, num_blocks=200, clock=None, **pool):
+    """Serve some requests to their end; `pool` goes to the backend."""
     limits = CHUNKED if chunked else LIMITS
-    backend = TorchBackend(
-        model, limits, block_size=4, num_blocks=num_blocks, num_host_blocks=num_host_blocks
-    )
+    backend = TorchBackend(model, limits, num_blocks=num_blocks, **{"block_size": 4, **pool})
     scheduler = Scheduler(backend.capacity, limits, policies(restore or Recompute(), chunked=chunked))
     recorder = Recorder()
     serve(Serving(scheduler, backend, [recorder]), specs, clock or VirtualClock())

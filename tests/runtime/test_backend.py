@@ -17,7 +17,8 @@ from engine.core.plan import (
     TransferKind,
 )
 from engine.runtime.backend import TorchBackend
-from engine.runtime.pools import Pools, runs
+from engine.runtime.kernels import Reference
+from engine.runtime.pools import Pools
 from tests.runtime.support import LIMITS, VOCAB_SIZE, build, generate, load, prompts, request
 
 EMPTY_POOL = PoolState(0, 0, 0, 0, 0, 0)
@@ -133,7 +134,7 @@ def test_the_models_window_ends_a_sequence(llama):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_swaps_and_copies_move_blocks_bit_for_bit_in_the_order_of_the_plan(dtype):
     layout = KVLayout(num_layers=2, num_kv_heads=2, head_dim=4, block_size=4)
-    pools = Pools(layout, dtype, torch.device("cpu"), 6, 4)
+    pools = Pools(layout, dtype, torch.device("cpu"), 6, 4, Reference())
     pools.device.view(torch.uint8).random_(generator=torch.Generator().manual_seed(0))
     blocks = [block.clone() for block in pools.device]
     pools.execute(
@@ -147,11 +148,6 @@ def test_swaps_and_copies_move_blocks_bit_for_bit_in_the_order_of_the_plan(dtype
     expected = [blocks[5], blocks[5], blocks[0], blocks[1], blocks[3], blocks[4]]
     for found, right in zip(pools.device, expected, strict=True):
         assert torch.equal(found.view(torch.uint8), right.view(torch.uint8))
-
-
-def test_runs_are_maximal():
-    assert list(runs((4, 5, 6, 9, 2), (0, 1, 3, 4, 5))) == [(4, 0, 2), (6, 3, 1), (9, 4, 1), (2, 5, 1)]
-    assert list(runs((), ())) == []
 
 
 def test_prompts_of_a_length_only_trace_depend_on_seed_and_request_only(llama):

@@ -249,4 +249,5 @@ def test_the_largest_step_is_as_large_as_the_limits():
     limits = LIMITS.__class__(max_num_seqs=4, max_num_batched_tokens=300, max_model_len=128)
     pieces = largest_step(limits)
     assert sum(num_tokens for _, num_tokens in pieces) == 300
-    assert pieces == [(127, 1)] * 3 + [(0, 128), (0, 128), (87, 41)]
+    assert pieces == [(0, 128), (0, 128), (85, 43), (127, 1)]
+    assert largest_step(LIMITS.__class__(3, 1000, 128)) == [(0, 128)] * 3

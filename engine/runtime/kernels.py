@@ -1,0 +1,75 @@
+"""Which kernels the engine computes with: plain torch on any device, or Triton on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from pagedkv import KVLayout, PagedAttention, ReferenceAttention, StepLimits
+from pagedkv.transfers import copy_runs
+
+
+class Kernels(Protocol):
+    """One way to compute what the paged pool needs; each is a choice in conf/attention."""
+
+    def attention(
+        self, layout: KVLayout, pool: torch.Tensor, num_q_heads: int, limits: StepLimits
+    ) -> PagedAttention[Any]:
+        """Attention over a pool, with scratch for the largest step.
+
+        Raises:
+            ValueError: it cannot run here, or not for this model; the message says why.
+        """
+        ...
+
+    def copy_blocks(
+        self, source: torch.Tensor, target: torch.Tensor, src_ids: Sequence[int], dst_ids: Sequence[int]
+    ) -> None:
+        """Copy whole blocks from pool to pool, or within one, bit for bit, before the step computes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Plain torch."""
+
+    def attention(
+        self, layout: KVLayout, pool: torch.Tensor, num_q_heads: int, limits: StepLimits
+    ) -> PagedAttention[Any]:
+        """Gather, then scaled dot product attention."""
+        return ReferenceAttention(layout, pool, layout.num_blocks(limits.max_context_tokens))
+
+    def copy_blocks(
+        self, source: torch.Tensor, target: torch.Tensor, src_ids: Sequence[int], dst_ids: Sequence[int]
+    ) -> None:
+        """One copy a run of neighbours."""
+        copy_runs(source, target, src_ids, dst_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Triton:
+    """The kernels of `pagedkv`; on CPU tensors only with TRITON_INTERPRET=1, which is for tests."""
+
+    def attention(
+        self, layout: KVLayout, pool: torch.Tensor, num_q_heads: int, limits: StepLimits
+    ) -> PagedAttention[Any]:
+        """Split decode and chunked prefill."""
+        try:
+            from pagedkv.triton_attention import TritonAttention
+        except ImportError as error:
+            raise ValueError(
+                f"attention=triton cannot run: {error}. Install triton>=3.6,<3.8, or choose "
+                "attention=reference"
+            ) from error
+        return TritonAttention(layout, pool, num_q_heads, limits)
+
+    def copy_blocks(
+        self, source: torch.Tensor, target: torch.Tensor, src_ids: Sequence[int], dst_ids: Sequence[int]
+    ) -> None:
+        """The copy engines for large pieces, one gather kernel for many small ones."""
+        from pagedkv.copy import copy_blocks, swap_blocks
+
+        move = copy_blocks if source is target else swap_blocks
+        move(source, target, src_ids, dst_ids)
