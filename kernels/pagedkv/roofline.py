@@ -140,11 +140,11 @@ def prefill_attention(shape: Shape, chunks: Sequence[tuple[int, int]], block_siz
 
 
 def kv_store(shape: Shape, num_tokens: int, *, rope: bool = False) -> Work:
-    """One layer; with `rope`, queries and keys are rotated on the way, by float32 cosines and sines."""
+    """One layer; with `rope`, queries and keys are rotated on the way, by cosines and sines of their type."""
     kv_bytes = num_tokens * shape.slot_bytes
     read, written, flops = kv_bytes + num_tokens * SLOT_BYTES, kv_bytes, 0
     if rope:
-        read += num_tokens * (shape.query_bytes + 4 * shape.head_dim)  # half as many angles, two floats each
+        read += num_tokens * (shape.query_bytes + 2 * shape.head_dim * shape.dtype_bytes)
         written += num_tokens * shape.query_bytes
         flops = 3 * num_tokens * (shape.num_q_heads + shape.num_kv_heads) * shape.head_dim
     return Work(read, written, flops)

@@ -71,7 +71,7 @@ def test_elementwise_kernels_count_every_tensor_once() -> None:
     assert roofline.sampling(SMALL, 2).num_bytes == 2 * 10 * 4 + 2 * 8
     plain, rotated = (roofline.kv_store(SMALL, tokens, rope=rope) for rope in (False, True))
     assert plain.num_bytes == 2 * tokens * SMALL.slot_bytes + tokens * 8
-    query_bytes, angle_bytes = 2 * tokens * SMALL.query_bytes, tokens * 4 * 2 * 4
+    query_bytes, angle_bytes = 2 * tokens * SMALL.query_bytes, tokens * 2 * 8 * 2
     assert rotated.num_bytes - plain.num_bytes == query_bytes + angle_bytes
 
 

@@ -105,7 +105,7 @@ TOKENS = (64, 8192)
 
 
 def memory_grid(shape: Shape = LLAMA3_8B) -> Iterator[tuple[str, int, Work]]:
-    """The kernels that are all bandwidth: name of the case, tokens or blocks, work."""
+    """The kernels that are all bandwidth: name of the case, tokens or sequences, work."""
     for num_tokens in TOKENS:
         suffix = f"{num_tokens} tokens"
         yield f"KV store, {suffix}", num_tokens, roofline.kv_store(shape, num_tokens)
@@ -113,7 +113,12 @@ def memory_grid(shape: Shape = LLAMA3_8B) -> Iterator[tuple[str, int, Work]]:
         yield f"add + RMSNorm, {suffix}", num_tokens, roofline.add_rms_norm(shape, num_tokens)
         yield f"SiLU and mul, {suffix}", num_tokens, roofline.silu_and_mul(shape, num_tokens)
     yield f"sampling, {NUM_SEQS} sequences", NUM_SEQS, roofline.sampling(shape, NUM_SEQS)
-    yield "block copy, 64 blocks", 64, roofline.block_copy(shape, 64)
+
+
+def copy_grid(shape: Shape = LLAMA3_8B) -> Iterator[tuple[str, int, Work]]:
+    """Blocks of 16 tokens within a pool: name of the case, blocks, work."""
+    for num_blocks in (64, 512):
+        yield f"block copy, {num_blocks} blocks", num_blocks, roofline.block_copy(shape, num_blocks)
 
 
 def swap_grid(shape: Shape = LLAMA3_8B) -> Iterator[tuple[str, int, Work]]:

@@ -1,4 +1,4 @@
-"""Attention by our kernels, on a pool with random block tables; layer after layer, so that no KV is cached."""
+"""Attention by our kernels, on a pool with random block tables; layer after layer, so that no KV is in L2."""
 
 from __future__ import annotations
 

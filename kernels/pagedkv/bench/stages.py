@@ -1,4 +1,4 @@
-"""A stage is a list of measurements, each a case of a provider, taken one by one; every row is saved at once."""
+"""A stage is a list of measurements, each a case of a provider; every row is saved as soon as it is there."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ neither may cost the measurements after it.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -97,8 +99,16 @@ def supervise(stage: str, command: Sequence[str], out: Path, limit_s: float) -> 
 
 
 def _call(command: Sequence[str], log: Path, limit_s: float) -> int:
-    with log.open("a") as stream:
-        return subprocess.run(command, stdout=stream, stderr=stream, timeout=limit_s).returncode
+    """Exit status; what is still running when this ends is killed, with all that it has started."""
+    with (
+        log.open("a") as stream,
+        subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True) as process,
+    ):
+        try:
+            return process.wait(limit_s)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _last_line(log: Path) -> str:

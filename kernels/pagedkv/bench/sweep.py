@@ -1,7 +1,7 @@
 """Launch configurations of attention, one by one, to fill the tables of `pagedkv.launch` from.
 
-A configuration is compiled first; one that spills, or that asks for more shared memory than the device has, is
-not timed.
+A configuration is compiled first; one that spills, or that asks for more shared memory than the device has,
+is not timed.
 """
 
 from __future__ import annotations

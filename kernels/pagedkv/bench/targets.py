@@ -123,7 +123,7 @@ def _prefill() -> list[Target]:
 
 def _memory() -> list[Target]:
     names = ("KV store", "KV store with RoPE", "add + RMSNorm", "SiLU and mul")
-    cases = [*(f"{name}, 8192 tokens" for name in names), "block copy, 64 blocks"]
+    cases = [*(f"{name}, 8192 tokens" for name in names), "block copy, 512 blocks"]
     return [Target(case, SHARE, 0.85, _share_of_copy(case)) for case in cases]
 
 
