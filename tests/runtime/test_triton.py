@@ -24,7 +24,7 @@ CONFIG = {
     "max_position_embeddings": 128,
     "initializer_range": 0.3,
 }
-LENGTHS = (5, 17, 30)
+LENGTHS = (5, 15, 30)
 NUM_TOKENS = 7
 PRESSURE = {
     "roomy": (Recompute(), 20, 0),
@@ -33,16 +33,27 @@ PRESSURE = {
 }
 
 
+MODELS = {
+    "llama": ("LlamaConfig", CONFIG),
+    "gemma2": ("Gemma2Config", {**CONFIG, "sliding_window": 8, "attn_logit_softcapping": 2.0}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {**CONFIG, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+    ),
+}
+"""Plain; a window in every other layer and a soft cap; a window in every other layer and sinks."""
+
+
 @functools.cache
-def model():
-    return load_dummy("LlamaConfig", CONFIG)
+def model(name="llama"):
+    return load_dummy(*MODELS[name])
 
 
-def served(attention, *, chunked, pressure="roomy"):
+def served(attention, *, name="llama", chunked, pressure="roomy"):
     restore, num_blocks, num_host_blocks = PRESSURE[pressure]
     specs = [request(f"r{i}", prompt, NUM_TOKENS) for i, prompt in enumerate(prompts(LENGTHS))]
     return run(
-        model(),
+        model(name),
         specs,
         chunked=chunked,
         restore=restore,
@@ -60,6 +71,13 @@ def test_tokens_equal_those_of_the_reference(chunked, pressure):
     assert found.tokens == served(Reference(), chunked=False).tokens
     kinds = {preemption.kind for preemption in found.preemptions}
     assert kinds == ({pressure} if pressure != "roomy" else set())
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_the_options_of_a_layer_are_honoured(name):
+    found = served(Triton(), name=name, chunked=True, pressure="swap")
+    assert found.tokens == served(Reference(), name=name, chunked=False).tokens
+    assert found.preemptions
 
 
 def test_sequences_that_part_copy_their_blocks():
