@@ -198,6 +198,8 @@ class TorchBackend:
             pieces = [pieces[i] for i in batch_order(pieces)]
             num_tokens = sum(piece.num_tokens for piece in pieces)
             kept_rows = range(min(num_tokens, self.limits.max_num_seqs))
-            self._forward([0] * num_tokens, pieces, kept_rows, self._attention_on(pool)).argmax(dim=-1)
+            self._forward([0] * num_tokens, pieces, kept_rows, self._attention_on(pool)).float().argmax(
+                dim=-1
+            )
 
         return MemoryProfile(memory_bytes, self.model.weight_bytes, peak_bytes(run, self.model.device))

