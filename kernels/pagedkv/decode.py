@@ -26,17 +26,22 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
-from pagedkv.launch import AttentionLaunch, decode_launch
+from pagedkv.launch import MIN_ROWS, AttentionLaunch, decode_launch
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 from pagedkv.schedule import StepPlan
 from pagedkv.tiles import (
     LOG2_E,
+    TORCH_TYPES,
     attend,
+    attention_types,
     check_attention,
     first_state,
+    kv_argument,
     padded_head_dim,
     paged_attention_reference,
+    scale_of,
+    variant_name,
 )
 
 decode_attention_reference = paged_attention_reference
@@ -45,6 +50,12 @@ MAX_QUERY_TOKENS = 8
 """Query tokens of a sequence that decode takes at most."""
 MAX_ROWS = 64
 """Rows of a program at most: 8 query tokens x 8 query heads a KV head."""
+MAX_REGISTERS = 255
+"""Budget: 2 programs an SM of 8 warps at most."""
+MAX_SHARED_BYTES = 80 << 10
+"""Budget for 16 rows: 2 programs an SM on sm_80."""
+MAX_SHARED_BYTES_MANY_ROWS = 160 << 10
+"""Budget for more: what a program may have on sm_80."""
 MERGED_AT_ONCE = 8
 """Partials that a merge loads at once."""
 
@@ -105,15 +116,13 @@ def decode_kernel(
     if WINDOW is not None:
         # The earliest query sees furthest back; a range before its window has no round left.
         low = tl.maximum(start, (context - num_queries - WINDOW + 1) // TILE * TILE)
-    if k_scale is not None:
-        score_scale = score_scale * tl.load(k_scale + kv_head)
+    score_scale = score_scale * scale_of(k_scale, kv_head, kv)
     m, l, acc = first_state(sinks, q_heads, start == 0, ROWS, HEAD_DIM_PADDED)
     m, l, acc = attend(
         q, m, l, acc, kv + kv_head * HEAD_DIM, table, low, end, end, positions, score_scale,
         SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
     )  # fmt: skip
-    if v_scale is not None:
-        acc *= tl.load(v_scale + kv_head)
+    acc *= scale_of(v_scale, kv_head, kv)
 
     if num_splits == 1:
         out_offsets = q_rows[:, None] * (NUM_KV_HEADS * GROUP * HEAD_DIM) + q_offsets
@@ -243,7 +252,7 @@ def decode_attention(
         partials.acc,
         partials.ml,
         query,
-        kv,
+        kv_argument(kv),
         plan.seqs,
         plan.items,
         plan.block_ids,
@@ -275,3 +284,71 @@ def decode_attention(
             num_warps=2,
             **shared,
         )
+
+
+def decode_variant(
+    launch: AttentionLaunch | None = None,
+    block_size: int = 16,
+    head_dim: int = 128,
+    query_type: str = "bf16",
+    kv_type: str = "bf16",
+    group: int = 4,
+    num_kv_heads: int = 8,
+    num_queries: int = 1,
+    archs: tuple[int, ...] = (80, 90),
+    *,
+    all_options: bool = False,
+) -> Variant:
+    """One configuration for ahead-of-time compilation; the launch of the table if none is given."""
+    launch = launch or decode_launch(head_dim, TORCH_TYPES[kv_type], group * num_queries)
+    pointers = {
+        "out": query_type, "partial_acc": "fp32", "partial_ml": "fp32", "query": query_type, "kv": kv_type,
+        "seqs": "i32", "items": "i32", "block_ids": "i32",
+    }  # fmt: skip
+    signature, constexprs = attention_types(
+        pointers, launch, block_size, head_dim, kv_type, group, num_kv_heads, all_options
+    )
+    return Variant(
+        variant_name("decode", launch, block_size, head_dim, kv_type, all_options),
+        decode_kernel,
+        signature,
+        constexprs | {"PARTIAL_ROWS": group * max_decode_tokens(group)},
+        launch.num_warps,
+        launch.num_stages,
+        max_registers=MAX_REGISTERS,
+        max_shared_bytes=MAX_SHARED_BYTES if launch.rows == MIN_ROWS else MAX_SHARED_BYTES_MANY_ROWS,
+        archs=archs,
+        async_copies=True,
+        tensor_cores=query_type != "fp32",
+    )
+
+
+def merge_variant(head_dim: int, dtype: str) -> Variant:
+    """The merge for ahead-of-time compilation."""
+    return Variant(
+        f"merge, head size {head_dim}, {dtype}",
+        merge_kernel,
+        {"out": f"*{dtype}", "partial_acc": "*fp32", "partial_ml": "*fp32", "seqs": "*i32", "merges": "*i32"},
+        {
+            "GROUP": 4, "NUM_KV_HEADS": 8, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_head_dim(head_dim),
+            "PARTIAL_ROWS": 4 * max_decode_tokens(4), "AT_ONCE": MERGED_AT_ONCE,
+        },
+        num_warps=2,
+        num_stages=3,
+        max_registers=128,
+        max_shared_bytes=4 << 10,
+    )  # fmt: skip
+
+
+def variants() -> Iterator[Variant]:
+    """Every row of the table, the block sizes, more rows, all options at once, and the merge."""
+    yield from (decode_variant(block_size=block_size) for block_size in (16, 32, 64))
+    yield from (decode_variant(head_dim=head_dim) for head_dim in (64, 80, 96, 256))
+    for num_queries in (8, 16):
+        yield from (decode_variant(head_dim=d, num_queries=num_queries) for d in (64, 128, 256))
+    yield decode_variant(query_type="fp16", kv_type="fp16", all_options=True)
+    for head_dim in (64, 128, 256):
+        yield decode_variant(head_dim=head_dim, query_type="fp32", kv_type="fp32")
+        yield decode_variant(head_dim=head_dim, kv_type="fp8e4nv", archs=(90,))
+    yield decode_variant(kv_type="u8", archs=(80,))
+    yield from (merge_variant(head_dim, "bf16") for head_dim in (80, 128, 256))

@@ -16,16 +16,26 @@ A soft cap c makes c tanh(x / c) of a score x. tanh(y) = 1 - 2 / (1 + 2^(2 y log
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from pagedkv.batch import Piece
+from pagedkv.launch import AttentionLaunch
 from pagedkv.options import AttentionOptions
 
 LOG2_E = math.log2(math.e)
+TORCH_TYPES = {
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp8e4nv": torch.float8_e4m3fn,
+    "u8": torch.float8_e4m3fn,  # see kv_argument
+}
+EIGHT_BITS = ("fp8e4nv", "u8")
 
 
 @triton.jit
@@ -59,6 +69,32 @@ def token_offsets(
         offsets = ids.to(tl.int64)[:, None] * BLOCK_STRIDE + in_block[None, :]
         # A head is a multiple of 16 elements, but the compiler loses sight of it in the reshape.
         return tl.multiple_of(tl.reshape(offsets, (TILE,)), 16)
+
+
+@triton.jit
+def scale_of(scales, kv_head, kv):
+    """What stored numbers of a KV head are to be multiplied by; `kv` points to them."""
+    scale = 1.0
+    if scales is not None:
+        scale = tl.load(scales + kv_head)
+    if kv.dtype.element_ty == tl.uint8:
+        scale = scale * 256.0  # see as_float
+    return scale
+
+
+@triton.jit
+def as_float(x, dtype: tl.constexpr):
+    """Numbers of the pool in the type of the query.
+
+    Bytes are e4m3 on a device that has no such type: the bits of a float16, but for 15 - 7 = 8 in the bias of
+    the exponent, so 2^8 is left to the scale. That holds for subnormal numbers too, but not for NaN.
+    """
+    if x.dtype == tl.uint8:
+        bits = x.to(tl.uint16)
+        bits = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
+        return bits.to(tl.float16, bitcast=True).to(dtype)
+    else:
+        return x.to(dtype)
 
 
 @triton.jit
@@ -122,7 +158,9 @@ def attend(
         else:
             k = tl.load(pointers)
             v = tl.load(pointers + BLOCK_SIZE * TOKEN_STRIDE)
-        scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION) * score_scale
+        k = as_float(k, q.dtype)
+        v = as_float(v, q.dtype)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * score_scale
         if SOFTCAP is not None:
             tanh = 1.0 - 2.0 / (1.0 + tl.exp2(scores * (2.0 / SOFTCAP)))
             scores = tanh * (SOFTCAP * 1.4426950408889634)
@@ -136,7 +174,7 @@ def attend(
         p = tl.exp2(scores - finite_m[:, None])
         decay = tl.exp2(m - finite_m)
         l = l * decay + tl.sum(p, 1)  # noqa: E741
-        acc = tl.dot(p.to(q.dtype), v.to(q.dtype), acc * decay[:, None], input_precision=PRECISION)
+        acc = tl.dot(p.to(q.dtype), v, acc * decay[:, None], input_precision=PRECISION)
         m = new_m
         ids = next_ids
     return m, l, acc
@@ -145,6 +183,56 @@ def attend(
 def padded_head_dim(head_dim: int) -> int:
     """The power of two that a tile's rows take up."""
     return triton.next_power_of_2(head_dim)
+
+
+def attention_types(
+    pointers: Mapping[str, str],
+    launch: AttentionLaunch,
+    block_size: int,
+    head_dim: int,
+    kv_type: str,
+    group: int,
+    num_kv_heads: int,
+    all_options: bool,
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Signature and constexprs of an attention kernel for ahead-of-time compilation, for 32 layers.
+
+    Sinks are float32: bfloat16 ones are read in 2 bytes each, once a program, which would hide others.
+    """
+    optional = {"sinks": all_options, "k_scale": kv_type in EIGHT_BITS, "v_scale": kv_type in EIGHT_BITS}
+    signature = {name: f"*{type_}" for name, type_ in pointers.items()} | {"score_scale": "fp32"}
+    signature |= {name: "*fp32" for name, given in optional.items() if given}
+    constexprs = {name: None for name, given in optional.items() if not given} | {
+        "SOFTCAP": 50.0 if all_options else None,
+        "WINDOW": 4096 if all_options else None,
+        "GROUP": group,
+        "NUM_KV_HEADS": num_kv_heads,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_PADDED": padded_head_dim(head_dim),
+        "BLOCK_SIZE": block_size,
+        "BLOCK_STRIDE": 32 * 2 * block_size * num_kv_heads * head_dim,
+        "QUERY_STRIDE": num_kv_heads * group * head_dim,
+        "ROWS": launch.rows,
+        "TILE": launch.tile,
+        "PRECISION": "ieee",
+    }
+    return signature, constexprs
+
+
+def variant_name(
+    kernel: str, launch: AttentionLaunch, block_size: int, head_dim: int, kv_type: str, all_options: bool
+) -> str:
+    """Of a variant, as it stands in the table of the README."""
+    options = ", all options" if all_options else ""
+    return f"{kernel} {launch.rows} x {launch.tile}, head size {head_dim}, {kv_type}, blocks of {block_size}{options}"
+
+
+def kv_argument(kv: torch.Tensor) -> torch.Tensor:
+    """The pool of a layer as a kernel takes it: where the device has no e4m3 (before 8.9), as bytes."""
+    if kv.dtype != torch.float8_e4m3fn:
+        return kv
+    native = kv.is_cuda and torch.cuda.get_device_capability(kv.device) >= (8, 9)
+    return kv if native else kv.view(torch.uint8)
 
 
 def check_attention(

@@ -14,6 +14,7 @@ from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 from pagedkv.prefill import prefill_attention
 from pagedkv.schedule import Planner, StepLimits, StepPlan, Tiling
+from pagedkv.store import store_kv
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 BLOCK_SIZES = (16, 32, 64)
@@ -51,13 +52,7 @@ class TritonAttention:
         self._pool = pool
         self._k_scales = k_scales
         self._v_scales = v_scales
-        group = num_q_heads // layout.num_kv_heads
-        tiling = Tiling(
-            num_lanes=num_lanes(pool.device, layout.num_kv_heads),
-            split_tokens=SPLIT_TOKENS,
-            max_decode_tokens=max_decode_tokens(group),
-            prefill_tokens=prefill_launch(layout.head_dim, pool.dtype).rows // group,
-        )
+        tiling = tiling_of(layout, num_q_heads, pool.dtype, pool.device)
         self._planner = Planner(layout, limits, tiling, pool.device)
         self._partials = Partials.allocate(layout, num_q_heads, self._planner.max_items, pool.device)
 
@@ -94,9 +89,17 @@ class TritonAttention:
         return out
 
 
-def store_kv(key, value, kv, slots, k_scale=None, v_scale=None) -> None:
-    kv[slots // kv.shape[2], 0, slots % kv.shape[2]] = key
-    kv[slots // kv.shape[2], 1, slots % kv.shape[2]] = value
+def tiling_of(
+    layout: KVLayout, num_q_heads: int, kv_dtype: torch.dtype, device: torch.device
+) -> Tiling:
+    """How work of this kind is cut on this device."""
+    group = num_q_heads // layout.num_kv_heads
+    return Tiling(
+        num_lanes=num_lanes(device, layout.num_kv_heads),
+        split_tokens=SPLIT_TOKENS,
+        max_decode_tokens=max_decode_tokens(group),
+        prefill_tokens=prefill_launch(layout.head_dim, kv_dtype, group).rows // group,
+    )
 
 
 def num_lanes(device: torch.device, num_kv_heads: int) -> int:
