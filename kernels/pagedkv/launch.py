@@ -148,9 +148,9 @@ def norm_launch(hidden_size: int) -> Launch:
 def sampling_launch(vocab_size: int) -> Launch:
     """Logits that a program of `sample` takes at once.
 
-    An SM has one row or none to do at batch 64, so a row gets as many warps as a program may have. Compiled for
-    128,256 logits by Triton 3.7.1: 4096 by 32 warps 49-56 registers; 4096 by 16, and 8192 by 32, spill. Not
-    measured.
+    An SM has one row or none to do at batch 64, so a row gets as many warps as a program may have. Compiled
+    for 128,256 logits by Triton 3.7.1: 4096 by 32 warps 49-56 registers; 4096 by 16, and 8192 by 32, spill.
+    Not measured.
     """
     tile = min(4096, _padded(vocab_size))
     return Launch(tile, max(tile // 128, 1), 1, "49-56 registers, where larger tiles spill; not measured")
