@@ -79,9 +79,9 @@ DECODE = {
 PREFILL = {
     (64, 2): AttentionLaunch(128, 64, 8, 3, "155 registers on sm_80, where 4 warps spill"),
     (128, 2): AttentionLaunch(128, 64, 8, 3, "212 registers; 4 warps and tiles of 128 x 128 spill on sm_80"),
-    (256, 2): AttentionLaunch(64, 32, 8, 2, "185 registers, 98 KB: 2 programs an SM; 128 rows spill on sm_80"),
+    (256, 2): AttentionLaunch(64, 32, 8, 2, "185 registers, 98 KB: 2 programs an SM; 128 rows spill"),
     (64, 1): AttentionLaunch(128, 64, 8, 3, "163 registers on sm_80; as for 2 bytes"),
-    (128, 1): AttentionLaunch(128, 32, 8, 2, "181 registers on sm_80, where a tile of 64 spills and 3 stages take 255"),
+    (128, 1): AttentionLaunch(128, 32, 8, 2, "181 registers on sm_80; a tile of 64 spills, 3 stages: 255"),
     (256, 1): AttentionLaunch(64, 32, 8, 2, "250 registers on sm_80 with all options; as for 2 bytes"),
     (64, 4): AttentionLaunch(32, 16, 4, 2, _FLOAT32 + ": 78 registers; a tile of 32 spills"),
     (128, 4): AttentionLaunch(16, 16, 4, 2, _FLOAT32 + ": 71 registers; 32 rows spill"),

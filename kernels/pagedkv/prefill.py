@@ -1,7 +1,7 @@
 """Paged attention of chunks of a prompt (prefill): queries see the cached prefix and their own chunk.
 
 All KV is read from the pool, where that of the chunk has been stored before. A program takes one tile of
-query tokens of one sequence (see schedule.py) and one KV head; its rows are tokens x query heads of the KV head,
+query tokens of one sequence (see schedule.py) and one KV head; its rows are tokens x query heads,
 
     row = token within the tile * GROUP + head within the group.
 
@@ -99,28 +99,32 @@ def prefill_kernel(
     context = start + end  # of the last query of the tile
     unmasked_low = 0
     unmasked_high = (start + first + 1) // TILE * TILE
-    m, l, acc = first_state(sinks, q_heads, True, ROWS, HEAD_DIM_PADDED)
+    m, total, acc = first_state(sinks, q_heads, True, ROWS, HEAD_DIM_PADDED)
     if WINDOW is not None:
         low = tl.maximum(start + first + 1 - WINDOW, 0) // TILE * TILE
         unmasked_low = tl.cdiv(tl.maximum(context - WINDOW, 0), TILE) * TILE
-        m, l, acc = attend(
-            q, m, l, acc, keys, table, low, tl.minimum(unmasked_low, unmasked_high), context, positions,
+        m, total, acc = attend(
+            q, m, total, acc, keys, table, low, tl.minimum(unmasked_low, unmasked_high), context, positions,
             score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
             TILE, PRECISION,
         )  # fmt: skip
-    m, l, acc = attend(
-        q, m, l, acc, keys, table, unmasked_low, unmasked_high, context, positions,
+    m, total, acc = attend(
+        q, m, total, acc, keys, table, unmasked_low, unmasked_high, context, positions,
         score_scale, SOFTCAP, WINDOW, False, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
         TILE, PRECISION,
     )  # fmt: skip
-    m, l, acc = attend(
-        q, m, l, acc, keys, table, unmasked_high, context, context, positions,
+    m, total, acc = attend(
+        q, m, total, acc, keys, table, unmasked_high, context, context, positions,
         score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
         TILE, PRECISION,
     )  # fmt: skip
     acc *= scale_of(v_scale, kv_head, kv)
     out_offsets = q_rows[:, None] * (NUM_KV_HEADS * GROUP * HEAD_DIM) + q_offsets
-    tl.store(out + out_offsets, (acc / l[:, None]).to(out.dtype.element_ty), mask=used_dims)
+    tl.store(
+        out + out_offsets,
+        (acc / tl.where(tokens < end, total, 1.0)[:, None]).to(out.dtype.element_ty),
+        mask=used_dims,
+    )
 
 
 def prefill_attention(
@@ -187,7 +191,14 @@ def prefill_variant(
 ) -> Variant:
     """One configuration for ahead-of-time compilation; the launch of the table if none is given."""
     launch = launch or prefill_launch(head_dim, TORCH_TYPES[kv_type], group)
-    pointers = {"out": query_type, "query": query_type, "kv": kv_type, "seqs": "i32", "tiles": "i32", "block_ids": "i32"}
+    pointers = {
+        "out": query_type,
+        "query": query_type,
+        "kv": kv_type,
+        "seqs": "i32",
+        "tiles": "i32",
+        "block_ids": "i32",
+    }
     signature, constexprs = attention_types(
         pointers, launch, block_size, head_dim, kv_type, group, num_kv_heads, all_options
     )

@@ -96,7 +96,7 @@ def run(setting: Setting, device: torch.device) -> None:
     if plan.num_items:
         partials = Partials.allocate(layout, setting.num_q_heads, planner.max_items, device)
         partials.acc.fill_(float("nan"))
-        partials.ml.fill_(float("nan"))
+        partials.stats.fill_(float("nan"))
         decode_attention(query, kv, plan, options, out.tensor, partials, *scales)
     if plan.num_tiles:
         prefill_attention(query, kv, plan, options, out.tensor, *scales)
@@ -184,15 +184,30 @@ def small_settings() -> Iterator[Setting]:
     """What runs in the interpreter too: few sequences, few tokens, 2 KV heads."""
     f32 = torch.float32
     for group, block_size in ((1, 16), (3, 32), (4, 16), (7, 16), (8, 64)):
-        yield Setting(f"decode, {group} heads a KV head, blocks of {block_size}", ODD_CONTEXTS, group, block_size=block_size)
+        yield Setting(
+            f"decode, {group} heads a KV head, blocks of {block_size}",
+            ODD_CONTEXTS,
+            group,
+            block_size=block_size,
+        )
     for group, block_size, dtype in ((1, 64, f32), (3, 16, torch.float16), (8, 32, torch.float16)):
-        yield Setting(f"1 to 8 queries, {group} heads a KV head", SHORT_QUERIES, group, block_size=block_size, dtype=dtype)
+        yield Setting(
+            f"1 to 8 queries, {group} heads a KV head",
+            SHORT_QUERIES,
+            group,
+            block_size=block_size,
+            dtype=dtype,
+        )
     for group, block_size, dtype in ((1, 16, f32), (4, 32, torch.float16), (7, 64, torch.float16)):
         split = Setting("", LONG_CONTEXTS, group, block_size=block_size, dtype=dtype, min_splits=4)
         yield replace(split, name=f"split, {group} heads a KV head")
-        yield replace(split, name=f"split, 1 to 8 queries, {group} heads a KV head", chunks=LONG_SHORT_QUERIES)
+        yield replace(
+            split, name=f"split, 1 to 8 queries, {group} heads a KV head", chunks=LONG_SHORT_QUERIES
+        )
     for group, block_size in ((1, 32), (3, 16), (4, 16), (7, 16), (8, 64)):
-        yield Setting(f"prefill, {group} heads a KV head, blocks of {block_size}", CHUNKS, group, block_size=block_size)
+        yield Setting(
+            f"prefill, {group} heads a KV head, blocks of {block_size}", CHUNKS, group, block_size=block_size
+        )
     yield Setting("prefill in float32", CHUNKS, 3, dtype=f32)
     yield Setting("mixed, query within a wider matrix", MIXED, fused_query=True)
     for name, options in OPTIONS.items():
