@@ -15,22 +15,23 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import re
-import subprocess
+import multiprocessing
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompilationError
+from triton.runtime.errors import PTXASError
 
 from pagedkv.markdown import read_between, table, write_between
+from pagedkv.sass import disassemble
 
 MODULES = ("decode", "prefill", "store", "copy", "norm", "swiglu", "sampling")
 """Modules of the package with kernels; each has a function `variants()`."""
@@ -104,21 +105,21 @@ def compile_variant(variant: Variant, arch: int) -> Report:
     source = ASTSource(variant.kernel, _types(variant), dict(variant.constexprs), _divisibility(variant))
     options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    usage, opcodes = disassemble(compiled.asm["cubin"])
+    code = disassemble(compiled.asm["cubin"])
     return Report(
         variant.name,
         arch,
         variant.num_warps,
         variant.num_stages,
-        registers=usage["REG"],
+        registers=code.usage["REG"],
         shared_bytes=compiled.metadata.shared,
-        stack_bytes=usage["STACK"] + usage["LOCAL"],
-        spills=_count(opcodes, r"(LDL|STL)\b"),
-        instructions=opcodes.total(),
-        async_copies_128=_count(opcodes, r"LDGSTS\b.*\.128|UTMALDG"),
-        loads_128=_count(opcodes, r"LDG\b.*\.128"),
-        narrow_loads=_count(opcodes, r"LDG\b.*\.[US](16|8)\b"),
-        matrix_ops=_count(opcodes, r"[A-Z]*(GMMA|MMA)\b"),
+        stack_bytes=code.usage["STACK"] + code.usage["LOCAL"],
+        spills=code.count(r"(LDL|STL)\b"),
+        instructions=code.opcodes.total(),
+        async_copies_128=code.count(r"LDGSTS\b.*\.128|UTMALDG"),
+        loads_128=code.count(r"LDG\b.*\.128"),
+        narrow_loads=code.count(r"LDG\b.*\.[US](16|8)\b"),
+        matrix_ops=code.count(r"[A-Z]*(GMMA|MMA)\b"),
     )
 
 
@@ -151,13 +152,42 @@ def all_variants() -> Iterator[Variant]:
 
 
 def compile_all(variants: Iterable[Variant]) -> tuple[list[Report], list[str]]:
-    """Reports of all variants on all their architectures, and what breaks a budget."""
-    reports, broken = [], []
-    for variant in variants:
-        for arch in variant.archs:
-            reports.append(compile_variant(variant, arch))
-            broken += violations(variant, reports[-1])
-    return reports, broken
+    """Reports of all variants on all their architectures, and what breaks a budget or does not compile."""
+    jobs = [(variant, arch) for variant in variants for arch in variant.archs]
+    return _sorted_out(jobs, [_compile(*job) for job in jobs])
+
+
+def _compile_in_parallel(choose: Callable[[Variant], bool]) -> tuple[list[Report], list[str]]:
+    """As `compile_all`, on all cores; a worker looks its variant up by number, as functions do not travel."""
+    jobs = [(i, v, arch) for i, v in enumerate(all_variants()) if choose(v) for arch in v.archs]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
+        results = list(workers.map(_compile_nth, [i for i, _, _ in jobs], [arch for _, _, arch in jobs]))
+    return _sorted_out([job[1:] for job in jobs], results)
+
+
+def _compile_nth(index: int, arch: int) -> Report | str:
+    return _compile(next(islice(all_variants(), index, None)), arch)
+
+
+def _compile(variant: Variant, arch: int) -> Report | str:
+    try:
+        return compile_variant(variant, arch)
+    except (CompilationError, PTXASError, RuntimeError) as error:
+        if knobs.runtime.interpret:
+            raise
+        return str(error)
+
+
+def _sorted_out(
+    jobs: Sequence[tuple[Variant, int]], results: Sequence[Report | str]
+) -> tuple[list[Report], list[str]]:
+    broken = []
+    for (variant, arch), result in zip(jobs, results, strict=True):
+        if isinstance(result, str):
+            broken.append(f"{variant.name}, sm_{arch}: does not compile: {result}")
+        else:
+            broken += violations(variant, result)
+    return [result for result in results if not isinstance(result, str)], broken
 
 
 def _types(variant: Variant) -> dict[str, str]:
@@ -176,26 +206,6 @@ def _divisibility(variant: Variant) -> dict[tuple[int, ...], list[list[Any]]]:
     types = [variant.signature.get(name, "") for name in variant.kernel.arg_names]
     divisible = [i for i, type_ in enumerate(types) if type_.startswith("*") or type_.endswith(":16")]
     return {(i,): [["tt.divisibility", 16]] for i in divisible}
-
-
-def disassemble(cubin: bytes) -> tuple[dict[str, int], Counter[str]]:
-    """Resource usage (REG, STACK, LOCAL ...) and how often each opcode occurs, without NOP."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
-        code = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
-    found = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", code, re.MULTILINE)
-    opcodes = Counter(opcode for opcode in found if opcode != "NOP")
-    return {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}, opcodes
-
-
-def _run(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _count(opcodes: Counter[str], pattern: str) -> int:
-    return sum(number for opcode, number in opcodes.items() if re.match(pattern, opcode))
 
 
 def markdown(reports: Sequence[Report]) -> str:
@@ -221,8 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", action="store_true", help="write the table into kernels/README.md")
     options = parser.parse_args(arguments)
     started = time.perf_counter()
-    chosen = [v for v in all_variants() if (options.all or v.in_use) and options.only in v.name]
-    reports, broken = compile_all(chosen)
+    reports, broken = _compile_in_parallel(lambda v: (options.all or v.in_use) and options.only in v.name)
     if options.json:
         content = {"triton": triton.__version__, "reports": [r._asdict() for r in reports], "broken": broken}
         options.json.write_text(json.dumps(content, indent=1))

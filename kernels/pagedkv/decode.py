@@ -6,12 +6,12 @@ rows are all that reads this KV: the sequence's 1 to 8 query tokens x the query 
     row = token * GROUP + head within the group,
 
 so KV is read once, whatever the number of query heads and query tokens. A sequence with a single item is
-normalised and written at once. The items of a split sequence leave m, l and acc (tiles.py) as partials,
+normalised and written at once. The items of a split sequence leave m, total and acc (tiles.py) as partials,
 
-    out = sum_i acc_i 2^(m_i - M) / sum_i l_i 2^(m_i - M),    M = max m_i,
+    out = sum_i acc_i 2^(m_i - M) / sum_i total_i 2^(m_i - M),    M = max m_i,
 
 which `merge_kernel` works out. An item in which a row sees nothing (it lies before the window, or behind an
-early query token) has m = -inf, l = 0 there, and counts as nothing. The sink is seen by the first item only.
+early query token) has m = -inf, total = 0 there, and counts as nothing. The first item alone sees the sink.
 
 KV heads are the fast axis of the grid: the heads of one token are neighbours in memory and are read together.
 """
@@ -26,17 +26,22 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
-from pagedkv.launch import AttentionLaunch, decode_launch
+from pagedkv.launch import MIN_ROWS, AttentionLaunch, decode_launch
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 from pagedkv.schedule import StepPlan
 from pagedkv.tiles import (
     LOG2_E,
+    TORCH_TYPES,
     attend,
+    attention_types,
     check_attention,
     first_state,
+    kv_argument,
     padded_head_dim,
     paged_attention_reference,
+    scale_of,
+    variant_name,
 )
 
 decode_attention_reference = paged_attention_reference
@@ -45,6 +50,12 @@ MAX_QUERY_TOKENS = 8
 """Query tokens of a sequence that decode takes at most."""
 MAX_ROWS = 64
 """Rows of a program at most: 8 query tokens x 8 query heads a KV head."""
+MAX_REGISTERS = 255
+"""Budget: 2 programs an SM of 8 warps at most."""
+MAX_SHARED_BYTES = 80 << 10
+"""Budget for 16 rows: 2 programs an SM on sm_80."""
+MAX_SHARED_BYTES_MANY_ROWS = 160 << 10
+"""Budget for more: what a program may have on sm_80."""
 MERGED_AT_ONCE = 8
 """Partials that a merge loads at once."""
 
@@ -53,7 +64,7 @@ MERGED_AT_ONCE = 8
 def decode_kernel(
     out,
     partial_acc,
-    partial_ml,
+    partial_stats,
     query,
     kv,
     seqs,
@@ -105,25 +116,27 @@ def decode_kernel(
     if WINDOW is not None:
         # The earliest query sees furthest back; a range before its window has no round left.
         low = tl.maximum(start, (context - num_queries - WINDOW + 1) // TILE * TILE)
-    if k_scale is not None:
-        score_scale = score_scale * tl.load(k_scale + kv_head)
-    m, l, acc = first_state(sinks, q_heads, start == 0, ROWS, HEAD_DIM_PADDED)
-    m, l, acc = attend(
-        q, m, l, acc, kv + kv_head * HEAD_DIM, table, low, end, end, positions, score_scale,
+    score_scale = score_scale * scale_of(k_scale, kv_head, kv)
+    m, total, acc = first_state(sinks, q_heads, start == 0, ROWS, HEAD_DIM_PADDED)
+    m, total, acc = attend(
+        q, m, total, acc, kv + kv_head * HEAD_DIM, table, low, end, end, positions, score_scale,
         SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
     )  # fmt: skip
-    if v_scale is not None:
-        acc *= tl.load(v_scale + kv_head)
+    acc *= scale_of(v_scale, kv_head, kv)
 
     if num_splits == 1:
         out_offsets = q_rows[:, None] * (NUM_KV_HEADS * GROUP * HEAD_DIM) + q_offsets
-        tl.store(out + out_offsets, (acc / l[:, None]).to(out.dtype.element_ty), mask=used_dims)
+        tl.store(
+            out + out_offsets,
+            (acc / tl.where(used, total, 1.0)[:, None]).to(out.dtype.element_ty),
+            mask=used_dims,
+        )
     else:
         partial = (tl.load(item + 4).to(tl.int64) * NUM_KV_HEADS + kv_head) * PARTIAL_ROWS + rows
-        tl.store(partial_ml + partial * 2, m, mask=used)
-        tl.store(partial_ml + partial * 2 + 1, l, mask=used)
+        tl.store(partial_stats + partial * 2, m, mask=used)
+        tl.store(partial_stats + partial * 2 + 1, total, mask=used)
         # Rows that saw nothing are not written: the merge does not read them.
-        written = used_dims & (l > 0.0)[:, None]
+        written = used_dims & (total > 0.0)[:, None]
         tl.store(partial_acc + partial[:, None] * HEAD_DIM + dims[None, :], acc, mask=written)
 
 
@@ -131,7 +144,7 @@ def decode_kernel(
 def merge_kernel(
     out,
     partial_acc,
-    partial_ml,
+    partial_stats,
     seqs,
     merges,
     GROUP: tl.constexpr,
@@ -156,25 +169,25 @@ def merge_kernel(
     first_partial = tl.load(merge + 1)
 
     m = float("-inf")
-    l = 0.0  # noqa: E741
+    total = 0.0
     acc = tl.zeros((HEAD_DIM_PADDED,), tl.float32)
     for first in range(0, num_partials, AT_ONCE):
         which = first + tl.arange(0, AT_ONCE)
         partial = ((first_partial + which).to(tl.int64) * NUM_KV_HEADS + q_head // GROUP) * PARTIAL_ROWS + row
         exists = which < num_partials
-        m_i = tl.load(partial_ml + partial * 2, mask=exists, other=float("-inf"))
-        l_i = tl.load(partial_ml + partial * 2 + 1, mask=exists, other=0.0)
-        seen = l_i > 0.0
+        m_i = tl.load(partial_stats + partial * 2, mask=exists, other=float("-inf"))
+        total_i = tl.load(partial_stats + partial * 2 + 1, mask=exists, other=0.0)
+        seen = total_i > 0.0
         read = seen[:, None] & (dims < HEAD_DIM)[None, :]
         acc_i = tl.load(partial_acc + partial[:, None] * HEAD_DIM + dims[None, :], mask=read, other=0.0)
         new_m = tl.maximum(m, tl.max(m_i, 0))
         decay = tl.where(m == new_m, 1.0, tl.exp2(m - new_m))  # -inf - -inf is NaN, and not chosen
         weight = tl.where(seen, tl.exp2(m_i - new_m), 0.0)
-        l = l * decay + tl.sum(l_i * weight, 0)  # noqa: E741
+        total = total * decay + tl.sum(total_i * weight, 0)
         acc = acc * decay + tl.sum(acc_i * weight[:, None], 0)
         m = new_m
     out_row = (tl.load(seq) + token).to(tl.int64) * (NUM_KV_HEADS * GROUP) + q_head
-    tl.store(out + out_row * HEAD_DIM + dims, (acc / l).to(out.dtype.element_ty), mask=dims < HEAD_DIM)
+    tl.store(out + out_row * HEAD_DIM + dims, (acc / total).to(out.dtype.element_ty), mask=dims < HEAD_DIM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +196,11 @@ class Partials:
 
     acc: torch.Tensor
     """`(max_items, num_kv_heads, rows, head_dim)`, not normalised."""
-    ml: torch.Tensor
-    """`(max_items, num_kv_heads, rows, 2)`: m and l."""
+    stats: torch.Tensor
+    """`(max_items, num_kv_heads, rows, 2)`: m and total."""
 
     @classmethod
-    def allocate(
-        cls, layout: KVLayout, num_q_heads: int, max_items: int, device: torch.device
-    ) -> Partials:
+    def allocate(cls, layout: KVLayout, num_q_heads: int, max_items: int, device: torch.device) -> Partials:
         """Room for the items of any plan."""
         group = num_q_heads // layout.num_kv_heads
         shape = (max_items, layout.num_kv_heads, group * max_decode_tokens(group))
@@ -225,7 +236,9 @@ def decode_attention(
     num_kv_heads, head_dim = kv.shape[3:]
     group = query.shape[1] // num_kv_heads
     num_rows = plan.max_query_tokens * group
-    assert 0 < num_rows <= partials.acc.shape[2], f"{num_rows} rows an item, partials have {partials.acc.shape[2]}"
+    assert 0 < num_rows <= partials.acc.shape[2], (
+        f"{num_rows} rows an item, partials have {partials.acc.shape[2]}"
+    )
     assert plan.num_items <= len(partials.acc), f"{plan.num_items} items, {len(partials.acc)} partials"
     launch = launch or decode_launch(head_dim, kv.dtype, num_rows)
     assert plan.tiling.split_tokens % launch.tile == 0, (
@@ -241,9 +254,9 @@ def decode_attention(
     decode_kernel[(num_kv_heads, plan.num_items)](
         out,
         partials.acc,
-        partials.ml,
+        partials.stats,
         query,
-        kv,
+        kv_argument(kv),
         plan.seqs,
         plan.items,
         plan.block_ids,
@@ -268,10 +281,81 @@ def decode_attention(
         merge_kernel[grid](
             out,
             partials.acc,
-            partials.ml,
+            partials.stats,
             plan.seqs,
             plan.merges,
             AT_ONCE=MERGED_AT_ONCE,
             num_warps=2,
             **shared,
         )
+
+
+def decode_variant(
+    launch: AttentionLaunch | None = None,
+    block_size: int = 16,
+    head_dim: int = 128,
+    query_type: str = "bf16",
+    kv_type: str = "bf16",
+    group: int = 4,
+    num_kv_heads: int = 8,
+    num_queries: int = 1,
+    archs: tuple[int, ...] = (80, 90),
+    *,
+    all_options: bool = False,
+) -> Variant:
+    """One configuration for ahead-of-time compilation; the launch of the table if none is given."""
+    launch = launch or decode_launch(head_dim, TORCH_TYPES[kv_type], group * num_queries)
+    pointers = {
+        "out": query_type, "partial_acc": "fp32", "partial_stats": "fp32", "query": query_type, "kv": kv_type,
+        "seqs": "i32", "items": "i32", "block_ids": "i32",
+    }  # fmt: skip
+    signature, constexprs = attention_types(
+        pointers, launch, block_size, head_dim, kv_type, group, num_kv_heads, all_options
+    )
+    return Variant(
+        variant_name("decode", launch, block_size, head_dim, kv_type, all_options),
+        decode_kernel,
+        signature,
+        constexprs | {"PARTIAL_ROWS": group * max_decode_tokens(group)},
+        launch.num_warps,
+        launch.num_stages,
+        max_registers=MAX_REGISTERS,
+        max_shared_bytes=MAX_SHARED_BYTES if launch.rows == MIN_ROWS else MAX_SHARED_BYTES_MANY_ROWS,
+        archs=archs,
+        async_copies=True,
+        tensor_cores=query_type != "fp32",
+    )
+
+
+def merge_variant(head_dim: int, dtype: str) -> Variant:
+    """The merge for ahead-of-time compilation."""
+    return Variant(
+        f"merge, head size {head_dim}, {dtype}",
+        merge_kernel,
+        {
+            "out": f"*{dtype}", "partial_acc": "*fp32", "partial_stats": "*fp32",
+            "seqs": "*i32", "merges": "*i32",
+        },
+        {
+            "GROUP": 4, "NUM_KV_HEADS": 8, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded_head_dim(head_dim),
+            "PARTIAL_ROWS": 4 * max_decode_tokens(4), "AT_ONCE": MERGED_AT_ONCE,
+        },
+        num_warps=2,
+        num_stages=3,
+        max_registers=128,
+        max_shared_bytes=4 << 10,
+    )  # fmt: skip
+
+
+def variants() -> Iterator[Variant]:
+    """Every row of the table, the block sizes, more rows, all options at once, and the merge."""
+    yield from (decode_variant(block_size=block_size) for block_size in (16, 32, 64))
+    yield from (decode_variant(head_dim=head_dim) for head_dim in (64, 80, 96, 256))
+    for num_queries in (8, 16):
+        yield from (decode_variant(head_dim=d, num_queries=num_queries) for d in (64, 128, 256))
+    yield decode_variant(query_type="fp16", kv_type="fp16", all_options=True)
+    for head_dim in (64, 128, 256):
+        yield decode_variant(head_dim=head_dim, query_type="fp32", kv_type="fp32")
+        yield decode_variant(head_dim=head_dim, kv_type="fp8e4nv", archs=(90,))
+    yield decode_variant(kv_type="u8", archs=(80,))
+    yield from (merge_variant(head_dim, "bf16") for head_dim in (80, 128, 256))

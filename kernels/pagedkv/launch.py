@@ -53,41 +53,59 @@ MIN_ROWS = 16
 SPLIT_TOKENS = 64
 """Where decode cuts a context; a multiple of the tiles of all rows below."""
 PROGRAMS_PER_SM = 2
-"""Decode programs that an SM holds at once."""
+"""Decode programs that an SM runs at once, by which work is split.
+
+At 16 rows of head size 128 shared memory has room for 2 on sm_80 and 3 on sm_90. Two have 4 tiles of 32 KB
+in flight, where 4.3 TB/s over 132 SMs at about 1 us of latency ask for 33 KB. By arithmetic; not measured.
+"""
+
+_DECODE_2_BYTES = "3 stages are the fewest that keep two tiles in flight; 2 programs fit an SM of sm_80"
+_DECODE_8_BITS = "3 stages keep two tiles in flight; tiles as for 2 bytes, for SPLIT_TOKENS"
+_FLOAT32 = "the largest tile without spills on sm_90, where float32 products take no matrix instructions"
 
 DECODE = {
-    (64, 2): AttentionLaunch(16, 64, 4, 3, ""),
-    (128, 2): AttentionLaunch(16, 64, 4, 3, ""),
-    (256, 2): AttentionLaunch(16, 32, 4, 3, ""),
-    (64, 1): AttentionLaunch(16, 64, 4, 3, ""),
-    (128, 1): AttentionLaunch(16, 64, 4, 3, ""),
-    (256, 1): AttentionLaunch(16, 64, 4, 3, ""),
-    (64, 4): AttentionLaunch(16, 32, 4, 2, ""),
-    (128, 4): AttentionLaunch(16, 32, 4, 2, ""),
-    (256, 4): AttentionLaunch(16, 16, 4, 2, ""),
+    (64, 2): AttentionLaunch(16, 64, 4, 3, _DECODE_2_BYTES + ": 37 KB, 80 registers"),
+    (128, 2): AttentionLaunch(16, 64, 4, 3, _DECODE_2_BYTES + ": 72 KB, 143 registers"),
+    (256, 2): AttentionLaunch(16, 32, 4, 3, _DECODE_2_BYTES + ": 75 KB, 154 registers; a tile of 64: 141 KB"),
+    (64, 1): AttentionLaunch(16, 64, 4, 3, _DECODE_8_BITS + ": 20 KB, 122 registers"),
+    (128, 1): AttentionLaunch(16, 64, 4, 3, _DECODE_8_BITS + ": 39 KB, 168 registers"),
+    (256, 1): AttentionLaunch(16, 32, 4, 3, "a tile of 64 takes 255 registers; 32: 42 KB, 168 registers"),
+    (64, 4): AttentionLaunch(16, 32, 4, 2, _FLOAT32 + ": 67 registers"),
+    (128, 4): AttentionLaunch(16, 16, 4, 2, _FLOAT32 + ": 72 registers; a tile of 32 spills"),
+    (256, 4): AttentionLaunch(16, 16, 4, 2, _FLOAT32 + ": 110 registers"),
 }
+"""By head size (to the next power of two) and bytes of an element of KV; for 16 rows."""
+
 PREFILL = {
-    (64, 2): AttentionLaunch(128, 64, 4, 3, ""),
-    (128, 2): AttentionLaunch(128, 64, 8, 3, ""),
-    (256, 2): AttentionLaunch(64, 32, 8, 2, ""),
-    (64, 1): AttentionLaunch(128, 64, 4, 3, ""),
-    (128, 1): AttentionLaunch(128, 64, 8, 3, ""),
-    (256, 1): AttentionLaunch(64, 32, 8, 2, ""),
-    (64, 4): AttentionLaunch(32, 32, 4, 2, ""),
-    (128, 4): AttentionLaunch(32, 32, 4, 2, ""),
-    (256, 4): AttentionLaunch(16, 16, 4, 2, ""),
+    (64, 2): AttentionLaunch(128, 64, 8, 3, "155 registers on sm_80, where 4 warps spill"),
+    (128, 2): AttentionLaunch(128, 64, 8, 3, "212 registers; 4 warps and tiles of 128 x 128 spill on sm_80"),
+    (256, 2): AttentionLaunch(64, 32, 8, 2, "185 registers, 98 KB: 2 programs an SM; 128 rows spill"),
+    (64, 1): AttentionLaunch(128, 64, 8, 3, "163 registers on sm_80; as for 2 bytes"),
+    (128, 1): AttentionLaunch(128, 32, 8, 2, "181 registers on sm_80; a tile of 64 spills, 3 stages: 255"),
+    (256, 1): AttentionLaunch(64, 32, 8, 2, "250 registers on sm_80 with all options; as for 2 bytes"),
+    (64, 4): AttentionLaunch(32, 16, 4, 2, _FLOAT32 + ": 78 registers; a tile of 32 spills"),
+    (128, 4): AttentionLaunch(16, 16, 4, 2, _FLOAT32 + ": 71 registers; 32 rows spill"),
+    (256, 4): AttentionLaunch(16, 16, 4, 2, _FLOAT32 + ": 106 registers"),
 }
+"""By head size (to the next power of two) and bytes of an element of KV."""
 
 
 def decode_launch(head_dim: int, kv_dtype: torch.dtype, num_rows: int) -> AttentionLaunch:
-    """How decode is launched for `num_rows` rows an item."""
+    """How decode is launched for `num_rows` rows an item.
+
+    More than 16 rows get 8 warps: with 4, 64 rows of head size 256 spill on sm_80. 64 rows of float32 get 16:
+    with 8, head sizes from 128 on spill on sm_90.
+    """
     row = DECODE[_padded(head_dim), kv_dtype.itemsize]
-    return row._replace(rows=max(MIN_ROWS, _padded(num_rows)))
+    rows = max(MIN_ROWS, _padded(num_rows))
+    max_warps = 16 if kv_dtype.itemsize == 4 else 8
+    return row._replace(rows=rows, num_warps=min(row.num_warps * rows // MIN_ROWS, max_warps))
 
 
-def prefill_launch(head_dim: int, kv_dtype: torch.dtype) -> AttentionLaunch:
-    """How prefill is launched."""
-    return PREFILL[_padded(head_dim), kv_dtype.itemsize]
+def prefill_launch(head_dim: int, kv_dtype: torch.dtype, group: int = 1) -> AttentionLaunch:
+    """How prefill is launched; at least one query token of `group` query heads a KV head fits the rows."""
+    row = PREFILL[_padded(head_dim), kv_dtype.itemsize]
+    return row._replace(rows=max(row.rows, _padded(group)))
 
 
 def _padded(number: int) -> int:
@@ -125,3 +143,14 @@ def norm_launch(hidden_size: int) -> Launch:
     tile = _padded(hidden_size)
     num_warps = min(max(tile // 512, 1), 16)
     return Launch(tile, num_warps, 1, "two 16-byte pieces a thread; no spills up to 16384; not measured")
+
+
+def sampling_launch(vocab_size: int) -> Launch:
+    """Logits that a program of `sample` takes at once.
+
+    An SM has one row or none to do at batch 64, so a row gets as many warps as a program may have. Compiled
+    for 128,256 logits by Triton 3.7.1: 4096 by 32 warps 49-56 registers; 4096 by 16, and 8192 by 32, spill.
+    Not measured.
+    """
+    tile = min(4096, _padded(vocab_size))
+    return Launch(tile, max(tile // 128, 1), 1, "49-56 registers, where larger tiles spill; not measured")

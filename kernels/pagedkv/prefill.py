@@ -1,7 +1,7 @@
 """Paged attention of chunks of a prompt (prefill): queries see the cached prefix and their own chunk.
 
 All KV is read from the pool, where that of the chunk has been stored before. A program takes one tile of
-query tokens of one sequence (see schedule.py) and one KV head; its rows are tokens x query heads of the KV head,
+query tokens of one sequence (see schedule.py) and one KV head; its rows are tokens x query heads,
 
     row = token within the tile * GROUP + head within the group.
 
@@ -15,21 +15,34 @@ each rounded to tiles towards the masks. Without a window the first range is emp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
 
+from pagedkv.aot import Variant
 from pagedkv.launch import AttentionLaunch, prefill_launch
 from pagedkv.options import AttentionOptions
 from pagedkv.schedule import StepPlan
 from pagedkv.tiles import (
     LOG2_E,
+    TORCH_TYPES,
     attend,
+    attention_types,
     check_attention,
     first_state,
+    kv_argument,
     padded_head_dim,
     paged_attention_reference,
+    scale_of,
+    variant_name,
 )
+
+MAX_REGISTERS = 255
+"""Budget: 8 warps of 255 registers fill an SM, which one program of 128 rows is meant to do."""
+MAX_SHARED_BYTES = 160 << 10
+"""Budget: what a program may have on sm_80."""
 
 prefill_attention_reference = paged_attention_reference
 
@@ -81,35 +94,37 @@ def prefill_kernel(
     q = tl.load(query + q_rows[:, None] * QUERY_STRIDE + q_offsets, mask=used_dims, other=0.0)
     positions = start + tokens
 
-    if k_scale is not None:
-        score_scale = score_scale * tl.load(k_scale + kv_head)
+    score_scale = score_scale * scale_of(k_scale, kv_head, kv)
     keys = kv + kv_head * HEAD_DIM
     context = start + end  # of the last query of the tile
     unmasked_low = 0
     unmasked_high = (start + first + 1) // TILE * TILE
-    m, l, acc = first_state(sinks, q_heads, True, ROWS, HEAD_DIM_PADDED)
+    m, total, acc = first_state(sinks, q_heads, True, ROWS, HEAD_DIM_PADDED)
     if WINDOW is not None:
         low = tl.maximum(start + first + 1 - WINDOW, 0) // TILE * TILE
         unmasked_low = tl.cdiv(tl.maximum(context - WINDOW, 0), TILE) * TILE
-        m, l, acc = attend(
-            q, m, l, acc, keys, table, low, tl.minimum(unmasked_low, unmasked_high), context, positions,
+        m, total, acc = attend(
+            q, m, total, acc, keys, table, low, tl.minimum(unmasked_low, unmasked_high), context, positions,
             score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
             TILE, PRECISION,
         )  # fmt: skip
-    m, l, acc = attend(
-        q, m, l, acc, keys, table, unmasked_low, unmasked_high, context, positions,
+    m, total, acc = attend(
+        q, m, total, acc, keys, table, unmasked_low, unmasked_high, context, positions,
         score_scale, SOFTCAP, WINDOW, False, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
         TILE, PRECISION,
     )  # fmt: skip
-    m, l, acc = attend(
-        q, m, l, acc, keys, table, unmasked_high, context, context, positions,
+    m, total, acc = attend(
+        q, m, total, acc, keys, table, unmasked_high, context, context, positions,
         score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
         TILE, PRECISION,
     )  # fmt: skip
-    if v_scale is not None:
-        acc *= tl.load(v_scale + kv_head)
+    acc *= scale_of(v_scale, kv_head, kv)
     out_offsets = q_rows[:, None] * (NUM_KV_HEADS * GROUP * HEAD_DIM) + q_offsets
-    tl.store(out + out_offsets, (acc / l[:, None]).to(out.dtype.element_ty), mask=used_dims)
+    tl.store(
+        out + out_offsets,
+        (acc / tl.where(tokens < end, total, 1.0)[:, None]).to(out.dtype.element_ty),
+        mask=used_dims,
+    )
 
 
 def prefill_attention(
@@ -130,14 +145,14 @@ def prefill_attention(
     check_attention(query, kv, out, options, k_scale, v_scale)
     num_kv_heads, head_dim = kv.shape[3:]
     group = query.shape[1] // num_kv_heads
-    launch = launch or prefill_launch(head_dim, kv.dtype)
+    launch = launch or prefill_launch(head_dim, kv.dtype, group)
     assert plan.tiling.prefill_tokens * group <= launch.rows, (
         f"tiles of {plan.tiling.prefill_tokens} tokens of {group} heads, the kernel takes {launch.rows} rows"
     )
     prefill_kernel[(num_kv_heads, plan.num_tiles)](
         out,
         query,
-        kv,
+        kv_argument(kv),
         plan.seqs,
         plan.tiles,
         plan.block_ids,
@@ -160,3 +175,54 @@ def prefill_attention(
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
     )
+
+
+def prefill_variant(
+    launch: AttentionLaunch | None = None,
+    block_size: int = 16,
+    head_dim: int = 128,
+    query_type: str = "bf16",
+    kv_type: str = "bf16",
+    group: int = 4,
+    num_kv_heads: int = 8,
+    archs: tuple[int, ...] = (80, 90),
+    *,
+    all_options: bool = False,
+) -> Variant:
+    """One configuration for ahead-of-time compilation; the launch of the table if none is given."""
+    launch = launch or prefill_launch(head_dim, TORCH_TYPES[kv_type], group)
+    pointers = {
+        "out": query_type,
+        "query": query_type,
+        "kv": kv_type,
+        "seqs": "i32",
+        "tiles": "i32",
+        "block_ids": "i32",
+    }
+    signature, constexprs = attention_types(
+        pointers, launch, block_size, head_dim, kv_type, group, num_kv_heads, all_options
+    )
+    return Variant(
+        variant_name("prefill", launch, block_size, head_dim, kv_type, all_options),
+        prefill_kernel,
+        signature,
+        constexprs,
+        launch.num_warps,
+        launch.num_stages,
+        max_registers=MAX_REGISTERS,
+        max_shared_bytes=MAX_SHARED_BYTES,
+        archs=archs,
+        async_copies=True,
+        tensor_cores=query_type != "fp32",
+    )
+
+
+def variants() -> Iterator[Variant]:
+    """Every row of the table, the block sizes, and all options at once."""
+    yield from (prefill_variant(block_size=block_size) for block_size in (16, 32, 64))
+    yield from (prefill_variant(head_dim=head_dim) for head_dim in (64, 80, 96, 256))
+    yield prefill_variant(query_type="fp16", kv_type="fp16", all_options=True)
+    for head_dim in (64, 128, 256):
+        yield prefill_variant(head_dim=head_dim, query_type="fp32", kv_type="fp32")
+        yield prefill_variant(head_dim=head_dim, kv_type="fp8e4nv", archs=(90,))
+    yield prefill_variant(kv_type="u8", archs=(80,))

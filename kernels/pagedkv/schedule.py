@@ -30,7 +30,7 @@ MAX_WAVES = 4
 ITEM_COST = 0.5
 """Time of an item beside its KV tiles, in KV tiles: a launch, the look-ups, a result written. An estimate."""
 MERGE_COST = 1.5
-"""Time of the merge kernel, in KV tiles (one takes about 2 us where all SMs share the bandwidth). An estimate."""
+"""Time of the merge kernel, in KV tiles (one takes about 2 us where all SMs are at it). An estimate."""
 
 
 class StepLimits(NamedTuple):
@@ -68,9 +68,9 @@ class StepPlan:
     slots: torch.Tensor
     """Where the KV of each token goes, block id * block size + offset, `(num_tokens,)` int64."""
     seqs: torch.Tensor
-    """`(max_seqs, 4)`: first row of the flat batch, query tokens, context length, first entry of block_ids."""
+    """`(max_seqs, 4)`: first row of the flat batch, query tokens, context length, first of block_ids."""
     items: torch.Tensor
-    """`(max_items, 5)`, longest first: sequence, first context token, end, splits of the sequence, partial."""
+    """`(max_items, 5)`, longest first: sequence, first token, end, splits of the sequence, partial."""
     merges: torch.Tensor
     """`(max_seqs, 3)`: sequence, its first partial, number of partials."""
     tiles: torch.Tensor
@@ -177,10 +177,12 @@ class Planner:
     def _check(self, pieces: Sequence[Piece], lengths: np.ndarray, contexts: np.ndarray) -> None:
         limits = self.limits
         if not 0 < len(pieces) <= limits.max_seqs:
-            raise ValueError(f"a step of {len(pieces)} sequences; the plan has room for 1 to {limits.max_seqs}")
+            raise ValueError(
+                f"a step of {len(pieces)} sequences; the plan has room for 1 to {limits.max_seqs}"
+            )
         if lengths.min() < 1 or lengths.sum() > limits.max_tokens:
             raise ValueError(
-                f"pieces of {lengths.tolist()} tokens; a plan takes at least 1 a piece, {limits.max_tokens} in all"
+                f"pieces of {lengths.tolist()} tokens; a plan takes 1 or more, {limits.max_tokens} in all"
             )
         if contexts.max() > limits.max_context_tokens:
             raise ValueError(
@@ -188,7 +190,9 @@ class Planner:
             )
         for piece, context in zip(pieces, contexts, strict=True):
             if len(piece.block_ids) * self.layout.block_size < context:
-                raise ValueError(f"a block table of {len(piece.block_ids)} blocks does not cover {context} tokens")
+                raise ValueError(
+                    f"a block table of {len(piece.block_ids)} blocks does not cover {context} tokens"
+                )
 
     def _items(self, seqs: np.ndarray, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Work items of the decoded sequences, and merges of those that are split."""
@@ -243,7 +247,7 @@ def choose_splits(num_tiles: np.ndarray, num_lanes: int) -> np.ndarray:
 
 
 def estimated_time(num_tiles: np.ndarray, splits: np.ndarray, num_lanes: int) -> float:
-    """When the last of the lanes is done, in KV tiles: the larger of two bounds that are close for many items.
+    """When the last of the lanes is done, in KV tiles: the larger of two bounds, close for many items.
 
     The lanes cannot do better than share the work evenly; and of the k L + 1 largest items one lane has
     k + 1, each of which is at least as large as the smallest of them.

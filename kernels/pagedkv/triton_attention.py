@@ -14,6 +14,7 @@ from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 from pagedkv.prefill import prefill_attention
 from pagedkv.schedule import Planner, StepLimits, StepPlan, Tiling
+from pagedkv.store import store_kv
 
 HEAD_DIMS = (64, 80, 96, 128, 256)
 BLOCK_SIZES = (16, 32, 64)
@@ -45,19 +46,12 @@ class TritonAttention:
         k_scales: torch.Tensor | None = None,
         v_scales: torch.Tensor | None = None,
     ) -> None:
-        check_support(layout, pool, num_q_heads)
+        check_support(layout, pool, num_q_heads, k_scales, v_scales)
         self.layout = layout
         self.device = pool.device
         self._pool = pool
-        self._k_scales = k_scales
-        self._v_scales = v_scales
-        group = num_q_heads // layout.num_kv_heads
-        tiling = Tiling(
-            num_lanes=num_lanes(pool.device, layout.num_kv_heads),
-            split_tokens=SPLIT_TOKENS,
-            max_decode_tokens=max_decode_tokens(group),
-            prefill_tokens=prefill_launch(layout.head_dim, pool.dtype).rows // group,
-        )
+        self._scales = (k_scales, v_scales)
+        tiling = tiling_of(layout, num_q_heads, pool.dtype, pool.device)
         self._planner = Planner(layout, limits, tiling, pool.device)
         self._partials = Partials.allocate(layout, num_q_heads, self._planner.max_items, pool.device)
 
@@ -83,20 +77,26 @@ class TritonAttention:
         result has the shape of the query.
         """
         kv = self._pool[:, layer]
-        scales = (None, None) if self._k_scales is None else (self._k_scales[layer], self._v_scales[layer])
-        store_kv(key, value, kv, batch.slots, *scales)
+        k_scale, v_scale = (None if scales is None else scales[layer] for scales in self._scales)
+        store_kv(key, value, kv, batch.slots, k_scale, v_scale)
         query = query.contiguous()
         out = torch.empty_like(query)
         if batch.num_items:
-            decode_attention(query, kv, batch, options, out, self._partials, *scales)
+            decode_attention(query, kv, batch, options, out, self._partials, k_scale, v_scale)
         if batch.num_tiles:
-            prefill_attention(query, kv, batch, options, out, *scales)
+            prefill_attention(query, kv, batch, options, out, k_scale, v_scale)
         return out
 
 
-def store_kv(key, value, kv, slots, k_scale=None, v_scale=None) -> None:
-    kv[slots // kv.shape[2], 0, slots % kv.shape[2]] = key
-    kv[slots // kv.shape[2], 1, slots % kv.shape[2]] = value
+def tiling_of(layout: KVLayout, num_q_heads: int, kv_dtype: torch.dtype, device: torch.device) -> Tiling:
+    """How work of this kind is cut on this device."""
+    group = num_q_heads // layout.num_kv_heads
+    return Tiling(
+        num_lanes=num_lanes(device, layout.num_kv_heads),
+        split_tokens=SPLIT_TOKENS,
+        max_decode_tokens=max_decode_tokens(group),
+        prefill_tokens=prefill_launch(layout.head_dim, kv_dtype, group).rows // group,
+    )
 
 
 def num_lanes(device: torch.device, num_kv_heads: int) -> int:
@@ -107,20 +107,40 @@ def num_lanes(device: torch.device, num_kv_heads: int) -> int:
     return max(1, PROGRAMS_PER_SM * num_sms // num_kv_heads)
 
 
-def check_support(layout: KVLayout, pool: torch.Tensor, num_q_heads: int) -> None:
+def check_support(
+    layout: KVLayout,
+    pool: torch.Tensor,
+    num_q_heads: int,
+    k_scales: torch.Tensor | None,
+    v_scales: torch.Tensor | None,
+) -> None:
     """Raise ValueError, which says why, where the kernels cannot run."""
-    group, rest = divmod(num_q_heads, layout.num_kv_heads)
-    fp8 = pool.dtype == torch.float8_e4m3fn
     on_gpu = pool.device.type == "cuda"
+    is_fp8 = pool.dtype == torch.float8_e4m3fn
+    scales = [x for x in (k_scales, v_scales) if x is not None]
+    scale_shape = (layout.num_layers, layout.num_kv_heads)
     checks = [
         (
             on_gpu or knobs.runtime.interpret,
             f"the pool is on {pool.device}: Triton needs a CUDA device, or TRITON_INTERPRET=1 for tests",
         ),
         (layout.head_dim in HEAD_DIMS, f"head_dim is {layout.head_dim}, the kernels know {HEAD_DIMS}"),
-        (layout.block_size in BLOCK_SIZES, f"block_size is {layout.block_size}, the kernels know {BLOCK_SIZES}"),
+        (
+            layout.block_size in BLOCK_SIZES,
+            f"block_size is {layout.block_size}, the kernels know {BLOCK_SIZES}",
+        ),
         (pool.dtype in DTYPES, f"the pool is {pool.dtype}, the kernels know {DTYPES}"),
-        (rest == 0, f"{num_q_heads} query heads cannot share {layout.num_kv_heads} KV heads evenly"),
+        (on_gpu or pool.dtype != torch.bfloat16, "the interpreter multiplies bfloat16 wrongly"),
+        (
+            num_q_heads % layout.num_kv_heads == 0,
+            f"{num_q_heads} query heads cannot share {layout.num_kv_heads} KV heads evenly",
+        ),
+        (not is_fp8 or len(scales) == 2, f"a pool of {pool.dtype} needs k_scales and v_scales"),
+        (is_fp8 or not scales, f"scales are for a pool of float8_e4m3fn, not {pool.dtype}"),
+        (
+            all(x.shape == scale_shape and x.dtype == torch.float32 for x in scales),
+            f"scales must be float32 of {scale_shape}",
+        ),
     ]
     for holds, reason in checks:
         if not holds:

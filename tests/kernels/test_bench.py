@@ -12,7 +12,7 @@ import pytest
 import torch
 from pagedkv import roofline
 from pagedkv.bench import __main__ as bench
-from pagedkv.bench import memory, output, paged, rivals, rows, supervise, targets
+from pagedkv.bench import flash_infer, flex, memory, output, paged, rows, supervise, targets
 from pagedkv.bench.grids import DecodePoint, zipf_contexts
 from pagedkv.bench.registry import STAGES
 from pagedkv.bench.rows import Row, RowFile
@@ -376,7 +376,7 @@ def test_flex_pages_are_the_block_tables() -> None:
 
     setting = paged.paged(SMALL, [(39, 1), (16, 1), (15, 1)], 16, 1, CPU)
     keys, values = (setting.pool[:, 0, i].flatten(0, 1).transpose(0, 1)[None].float() for i in (0, 1))
-    mask = rivals.flex_mask(setting)
+    mask = flex.page_mask(setting)
     query = setting.query.view(3, 4, 1, 64).float()
     out = flex_attention(query, keys.contiguous(), values.contiguous(), block_mask=mask, enable_gqa=True)
     expected = paged_attention_reference(setting.query, setting.pool[:, 0], setting.pieces, setting.options)
@@ -387,7 +387,7 @@ def test_flex_pages_are_the_block_tables() -> None:
 
 def test_page_tables_are_as_flashinfer_takes_them() -> None:
     setting = paged.paged(SMALL, [(39, 1), (16, 1), (15, 1)], 16, 1, CPU)
-    first, ids, last = rivals.page_tables(setting)
+    first, ids, last = flash_infer.page_tables(setting)
     assert first.tolist() == [0, 3, 5, 6]
     assert ids.tolist() == [i for piece in setting.pieces for i in piece.block_ids]
     assert last.tolist() == [8, 1, 16]

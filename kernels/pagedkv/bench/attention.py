@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from torch.nn.attention import SDPBackend
-
-from pagedkv.bench import paged, rivals
+from pagedkv.bench import flash_infer, flex, paged, sdpa
 from pagedkv.bench.grids import decode_grid, prefill_grid
 from pagedkv.bench.stages import Measurement
 from pagedkv.bench.targets import CUDNN, FLASHINFER, FLEX, SDPA
@@ -20,7 +18,7 @@ def plan_decode() -> list[Measurement]:
     grid = decode_grid()
     ours = [Measurement(p.name, partial(paged.decode_seconds, p), p.work) for p in grid]
     theirs = [
-        Measurement(p.name, partial(rivals.sdpa_decode_seconds, p), p.work, SDPA)
+        Measurement(p.name, partial(sdpa.decode_seconds, p), p.work, SDPA)
         for p in grid
         if p.block_size == grid[0].block_size
     ]
@@ -31,22 +29,20 @@ def plan_prefill() -> list[Measurement]:
     """Ours, then contiguous KV by cuDNN, which knows square masks only, and by the fastest of all."""
     grid = prefill_grid()
     fresh = [p for p in grid if not any(cached for cached, _ in p.chunks)]
-    cudnn, fastest = (SDPBackend.CUDNN_ATTENTION,), rivals.FUSED
     return [
         *(Measurement(p.name, partial(paged.prefill_seconds, p), p.work) for p in grid),
-        *(Measurement(p.name, partial(rivals.sdpa_prefill_seconds, p, cudnn), p.work, CUDNN) for p in fresh),
-        *(Measurement(p.name, partial(rivals.sdpa_prefill_seconds, p, fastest), p.work, SDPA) for p in grid),
+        *(Measurement(p.name, partial(sdpa.prefill_seconds, p, sdpa.CUDNN), p.work, CUDNN) for p in fresh),
+        *(Measurement(p.name, partial(sdpa.prefill_seconds, p, sdpa.FUSED), p.work, SDPA) for p in grid),
     ]
 
 
 def plan_flashinfer() -> list[Measurement]:
     """FlashInfer at every point."""
     decode = [
-        Measurement(p.name, partial(rivals.flashinfer_decode_seconds, p), p.work, FLASHINFER)
-        for p in decode_grid()
+        Measurement(p.name, partial(flash_infer.decode_seconds, p), p.work, FLASHINFER) for p in decode_grid()
     ]
     prefill = [
-        Measurement(p.name, partial(rivals.flashinfer_prefill_seconds, p), p.work, FLASHINFER)
+        Measurement(p.name, partial(flash_infer.prefill_seconds, p), p.work, FLASHINFER)
         for p in prefill_grid()
     ]
     return decode + prefill
@@ -56,6 +52,6 @@ def plan_flex() -> list[Measurement]:
     """flex_attention at a few points, the large pages first, which suit it."""
     points = [p for p in decode_grid() if p.batch in FLEX_POINTS]
     return [
-        Measurement(p.name, partial(rivals.flex_decode_seconds, p), p.work, FLEX)
+        Measurement(p.name, partial(flex.decode_seconds, p), p.work, FLEX)
         for p in sorted(points, key=lambda p: -p.block_size)
     ]

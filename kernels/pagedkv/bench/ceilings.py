@@ -67,7 +67,7 @@ def _pinned_copy(direction: str, piece_bytes: int, device: torch.device) -> floa
     target, source = torch.zeros(PINNED_BYTES, dtype=torch.uint8, device=device), host
     if direction == "out":
         target, source = source, target
-    pairs = list(zip(target.split(piece_bytes), source.split(piece_bytes), strict=True))
+    pairs = list(zip(*(torch.split(x, piece_bytes) for x in (target, source)), strict=True))
 
     def copy() -> None:
         for to, of in pairs:

@@ -55,7 +55,7 @@ def accelerator(name: str) -> Accelerator:
 
 def meta() -> dict[str, Any]:
     """Device, driver, versions, date, commit."""
-    content = {
+    content: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.platform(),
         "python": platform.python_version(),
@@ -66,12 +66,8 @@ def meta() -> dict[str, Any]:
     }
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
-        content |= {
-            "gpu": device.name,
-            "gpu_bytes": device.total_memory,
-            "num_sms": device.multi_processor_count,
-        }
-        content |= {"l2_bytes": device.L2_cache_size}
+        content |= {"gpu": device.name, "gpu_bytes": device.total_memory, "l2_bytes": device.L2_cache_size}
+        content |= {"num_sms": device.multi_processor_count}
     return content
 
 
@@ -151,10 +147,8 @@ def plot(bars: dict[tuple[str, str], float], unit: str, lines: dict[str, float],
     height = 0.8 / len(providers)
     figure, axes = plt.subplots(figsize=(9, 1 + 0.25 * len(cases) * len(providers)), layout="constrained")
     for i, provider in enumerate(providers):
-        mine = [
-            (y + i * height, bars[case, provider]) for y, case in enumerate(cases) if (case, provider) in bars
-        ]
-        axes.barh(*zip(*mine, strict=True), height=height, label=provider)
+        mine = {y: bars[case, provider] for y, case in enumerate(cases) if (case, provider) in bars}
+        axes.barh([y + i * height for y in mine], list(mine.values()), height, label=provider)
     for name, value in lines.items():
         axes.axvline(value, color="black", linestyle="--", label=name)
     axes.set_yticks([y + 0.4 - height / 2 for y in range(len(cases))], cases)

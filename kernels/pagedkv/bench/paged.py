@@ -12,7 +12,7 @@ import torch
 from pagedkv.batch import Piece
 from pagedkv.bench.grids import DecodePoint, PrefillPoint
 from pagedkv.bench.timing import Call, graph_seconds, num_cold
-from pagedkv.launch import SPLIT_TOKENS, AttentionLaunch, decode_launch, prefill_launch
+from pagedkv.launch import AttentionLaunch
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 from pagedkv.roofline import Shape
@@ -42,7 +42,7 @@ def paged(
     generator = torch.Generator(device).manual_seed(SEED)
     pool = layout.allocate(sum(held), DTYPE, device).normal_(generator=generator)
     order = torch.randperm(sum(held), generator=torch.Generator().manual_seed(SEED))
-    tables = [table.tolist() for table in order.split(held)]
+    tables = [table.tolist() for table in torch.split(order, held)]
     pieces = [Piece(cached, new, table) for (cached, new), table in zip(chunks, tables, strict=True)]
     num_tokens = sum(new for _, new in chunks)
     query = torch.randn(
@@ -63,36 +63,41 @@ def plan_step(setting: Paged, tiling: Tiling) -> tuple[Planner, StepPlan]:
     return planner, planner.plan(pieces)
 
 
-def decode_seconds(point: DecodePoint, device: torch.device, launch: AttentionLaunch | None = None) -> float:
-    """Time of decode attention of one layer, by the launch of the table or by another."""
+def decode_seconds(
+    point: DecodePoint,
+    device: torch.device,
+    launch: AttentionLaunch | None = None,
+    lanes: float = 1.0,
+) -> float:
+    """Time of decode attention of one layer, by the launch of the table or another.
+
+    `lanes` is a factor on the work items at once that contexts are split for.
+    """
     chunks = [(context - 1, 1) for context in point.contexts]
     num_layers = num_cold(point.work.num_bytes, device)
     setting = paged(point.shape, chunks, point.block_size, num_layers, device)
-    return graph_seconds(decode_calls(setting, launch))
+    return graph_seconds(decode_calls(setting, launch, lanes))
 
 
-def decode_calls(setting: Paged, launch: AttentionLaunch | None = None) -> list[Call]:
+def decode_calls(setting: Paged, launch: AttentionLaunch | None = None, lanes: float = 1.0) -> list[Call]:
     """One call a layer."""
     from pagedkv.decode import Partials, decode_attention
 
-    num_q_heads, layout, device = setting.query.shape[1], setting.layout, setting.pool.device
-    planner, plan = plan_step(setting, engine_tiling(setting))
-    launch = launch or decode_launch(layout.head_dim, DTYPE, num_q_heads // layout.num_kv_heads)
-    partials = Partials.allocate(layout, num_q_heads, planner.max_items, device)
-    out = torch.empty_like(setting.query)
+    tiling = engine_tiling(setting)
+    planner, plan = plan_step(setting, tiling._replace(num_lanes=max(1, round(lanes * tiling.num_lanes))))
+    num_q_heads, pool = setting.query.shape[1], setting.pool
+    partials = Partials.allocate(setting.layout, num_q_heads, planner.max_items, pool.device)
+    fixed = (plan, setting.options, torch.empty_like(setting.query), partials)
     return [
-        partial(
-            decode_attention, setting.query, setting.pool[:, layer], plan, setting.options, out, partials,
-            launch=launch,
-        )
-        for layer in range(layout.num_layers)
-    ]  # fmt: skip
+        partial(decode_attention, setting.query, pool[:, layer], *fixed, launch=launch)
+        for layer in range(setting.layout.num_layers)
+    ]
 
 
 def prefill_seconds(
     point: PrefillPoint, device: torch.device, launch: AttentionLaunch | None = None
 ) -> float:
-    """Time of prefill attention of one layer, by the launch of the table or by another."""
+    """Time of prefill attention of one layer, by the launch of the table or another."""
     setting = paged(point.shape, point.chunks, point.block_size, 2, device)
     return graph_seconds(prefill_calls(setting, launch))
 
@@ -101,35 +106,20 @@ def prefill_calls(setting: Paged, launch: AttentionLaunch | None = None) -> list
     """One call a layer."""
     from pagedkv.prefill import prefill_attention
 
-    layout = setting.layout
-    launch = launch or prefill_launch(layout.head_dim, DTYPE)
-    group = setting.query.shape[1] // layout.num_kv_heads
-    _, plan = plan_step(setting, engine_tiling(setting)._replace(prefill_tokens=launch.rows // group))
-    out = torch.empty_like(setting.query)
+    tiling = engine_tiling(setting)
+    if launch is not None:
+        group = setting.query.shape[1] // setting.layout.num_kv_heads
+        tiling = tiling._replace(prefill_tokens=launch.rows // group)
+    _, plan = plan_step(setting, tiling)
+    fixed = (plan, setting.options, torch.empty_like(setting.query))
     return [
-        partial(
-            prefill_attention,
-            setting.query,
-            setting.pool[:, layer],
-            plan,
-            setting.options,
-            out,
-            launch=launch,
-        )
-        for layer in range(layout.num_layers)
+        partial(prefill_attention, setting.query, setting.pool[:, layer], *fixed, launch=launch)
+        for layer in range(setting.layout.num_layers)
     ]
 
 
 def engine_tiling(setting: Paged) -> Tiling:
     """How the engine cuts work of this kind on this device."""
-    from pagedkv.decode import max_decode_tokens
-    from pagedkv.triton_attention import num_lanes
+    from pagedkv.triton_attention import tiling_of
 
-    layout = setting.layout
-    group = setting.query.shape[1] // layout.num_kv_heads
-    return Tiling(
-        num_lanes=num_lanes(setting.pool.device, layout.num_kv_heads),
-        split_tokens=SPLIT_TOKENS,
-        max_decode_tokens=max_decode_tokens(group),
-        prefill_tokens=prefill_launch(layout.head_dim, DTYPE).rows // group,
-    )
+    return tiling_of(setting.layout, setting.query.shape[1], setting.pool.dtype, setting.pool.device)

@@ -6,9 +6,9 @@ is not timed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,8 +17,13 @@ from pagedkv.bench.grids import DecodePoint, PrefillPoint, decode_batches
 from pagedkv.bench.stages import Measurement, NotApplicableError
 from pagedkv.launch import AttentionLaunch
 
+if TYPE_CHECKING:
+    from pagedkv.aot import Variant  # needs Triton
+
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10}
 """Of a program at most (CUDA C++ programming guide, table of compute capabilities)."""
+LANES = (0.5, 1.0, 1.5, 2.0)
+"""Factors on the work items at once."""
 
 
 def decode_launches() -> list[AttentionLaunch]:
@@ -38,12 +43,15 @@ def prefill_launches() -> list[AttentionLaunch]:
 
 
 def plan_decode() -> list[Measurement]:
-    """Two batches, one that fills the device and one that is split."""
-    points = [DecodePoint(batch, decode_batches()[batch], 16) for batch in ("64 x 4k", "1 x 32k")]
+    """Two batches, one that fills the device and one that is split; then how finely that one is split."""
+    full, split = (DecodePoint(batch, decode_batches()[batch], 16) for batch in ("64 x 4k", "1 x 32k"))
     return [
         Measurement(f"{_name(launch)}: {point.name}", partial(_decode, point, launch), point.work)
         for launch in decode_launches()
-        for point in points
+        for point in (full, split)
+    ] + [
+        Measurement(f"lanes x {lanes:g}: {split.name}", partial(_lanes, split, lanes), split.work)
+        for lanes in LANES
     ]
 
 
@@ -63,14 +71,18 @@ def _name(launch: AttentionLaunch) -> str:
 def _decode(point: DecodePoint, launch: AttentionLaunch, device: torch.device) -> float:
     from pagedkv.decode import decode_variant
 
-    prune(decode_variant, launch, point.block_size, arch_of(device))
+    prune(decode_variant(launch, point.block_size), arch_of(device))
     return paged.decode_seconds(point, device, launch)
+
+
+def _lanes(point: DecodePoint, lanes: float, device: torch.device) -> float:
+    return paged.decode_seconds(point, device, lanes=lanes)
 
 
 def _prefill(point: PrefillPoint, launch: AttentionLaunch, device: torch.device) -> float:
     from pagedkv.prefill import prefill_variant
 
-    prune(prefill_variant, launch, point.block_size, arch_of(device))
+    prune(prefill_variant(launch, point.block_size), arch_of(device))
     return paged.prefill_seconds(point, device, launch)
 
 
@@ -80,13 +92,13 @@ def arch_of(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def prune(variant: Callable, launch: AttentionLaunch, block_size: int, arch: int) -> None:
+def prune(variant: Variant, arch: int) -> None:
     """Raises NotApplicableError for a configuration that is not worth its time."""
     from pagedkv.aot import compile_variant
 
-    report = compile_variant(variant(launch=launch, block_size=block_size), arch)
+    report = compile_variant(variant, arch)
     if report.spills or report.stack_bytes:
-        raise NotApplicableError(f"{report.spills} spills")
-    limit = SHARED_BYTES.get(arch, SHARED_BYTES[90])
+        raise NotApplicableError(f"{report.spills} spills, {report.stack_bytes} bytes of stack")
+    limit = SHARED_BYTES.get(arch, min(SHARED_BYTES.values()))
     if report.shared_bytes > limit:
         raise NotApplicableError(f"{report.shared_bytes} bytes of shared memory, the device has {limit}")

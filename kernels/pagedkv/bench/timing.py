@@ -68,7 +68,7 @@ def _elapsed_seconds(call: Call, repeats: int) -> float:
         call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3 / repeats
+    return float(start.elapsed_time(end)) / 1e3 / repeats
 
 
 def num_cold(bytes_a_call: int, device: torch.device, max_calls: int = 64) -> int:
