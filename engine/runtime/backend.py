@@ -20,7 +20,7 @@ from engine.runtime.kernels import Kernels, Reference
 from engine.runtime.model import LoadedModel
 from engine.runtime.pools import Pools
 from engine.runtime.profiling import MemoryProfile, largest_step, peak_bytes
-from engine.runtime.sampler import Draw, finish_reason, sample
+from engine.runtime.sampler import Draw, finish_reason
 from engine.runtime.sequences import Sequences
 
 REFERENCE = Reference()
@@ -115,7 +115,7 @@ class TorchBackend:
             logits = self._forward(flat.token_ids, flat.pieces, kept_rows, self._attention)
             times.append(perf_counter_ns())
             keys = [(draw.request_id, draw.seq) for draw in draws]
-            token_ids = dict(zip(keys, sample(logits, draws), strict=True))
+            token_ids = dict(zip(keys, self._kernels.sample(logits, draws), strict=True))
         finished = self._append(token_ids)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)

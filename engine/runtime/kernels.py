@@ -10,6 +10,8 @@ import torch
 from pagedkv import KVLayout, PagedAttention, ReferenceAttention, StepLimits
 from pagedkv.transfers import copy_runs
 
+from engine.runtime.sampler import Draw, sample
+
 
 class Kernels(Protocol):
     """One way to compute what the paged pool needs; each is a choice in conf/attention."""
@@ -30,6 +32,10 @@ class Kernels(Protocol):
         """Copy whole blocks from pool to pool, or within one, bit for bit, before the step computes."""
         ...
 
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        """Token of each draw, from logits `(num_rows, vocab_size)`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -46,6 +52,10 @@ class Reference:
     ) -> None:
         """One copy a run of neighbours."""
         copy_runs(source, target, src_ids, dst_ids)
+
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        """Row by row, by sorting."""
+        return sample(logits, draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +83,19 @@ class Triton:
 
         move = copy_blocks if source is target else swap_blocks
         move(source, target, src_ids, dst_ids)
+
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        """All draws in one launch."""
+        from pagedkv import sampling
+
+        if all(draw.sampling.temperature == 0 for draw in draws):
+            return sample(logits, draws)
+        rows = torch.tensor([draw.row for draw in draws], device=logits.device)
+        # Float64, because 0.3 in float32 is more than 0.3, and might keep a token too many.
+        reals = [(d.sampling.temperature, d.sampling.top_p, d.number) for d in draws]
+        temperature, top_p, number = torch.tensor(reals, dtype=torch.float64, device=logits.device).unbind(1)
+        top_k = torch.tensor([draw.sampling.top_k for draw in draws], device=logits.device)
+        tokens: list[int] = sampling.sample(
+            logits[rows], temperature.contiguous(), top_k, top_p.contiguous(), number.contiguous()
+        ).tolist()
+        return tokens

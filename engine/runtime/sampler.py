@@ -28,6 +28,11 @@ class Draw(NamedTuple):
     """Of the token to be drawn, in its sequence."""
     sampling: Sampling
 
+    @property
+    def number(self) -> float:
+        """What decides the draw, in [0, 1)."""
+        return uniform(self.sampling.seed + self.seq, self.position)
+
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) from the counter-based stream `seed`: 53 bits of BLAKE2b over seed and position."""
@@ -44,8 +49,7 @@ def sample(logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
         if draw.sampling.temperature == 0:
             drawn.append(tokens[draw.row])
         else:
-            number = uniform(draw.sampling.seed + draw.seq, draw.position)
-            drawn.append(sample_row(logits[draw.row], draw.sampling, number))
+            drawn.append(sample_row(logits[draw.row], draw.sampling, draw.number))
     return drawn
 
 

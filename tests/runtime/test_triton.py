@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from engine.core.backend import Sampling
 from engine.core.policies.restore import Recompute, Swap
 from engine.runtime.backend import TorchBackend
 from engine.runtime.kernels import Reference, Triton
@@ -82,12 +83,14 @@ def test_the_options_of_a_layer_are_honoured(name):
 
 def test_sequences_that_part_copy_their_blocks():
     def parted(attention):
-        specs = [request("r", prompts((21,))[0], NUM_TOKENS, n=2)]
+        hot = Sampling(temperature=0.8, top_k=30, top_p=0.9, seed=3)
+        specs = [request("r", prompts((21,))[0], NUM_TOKENS, n=2, sampling=hot)]
         return run(model(), specs, num_blocks=20, block_size=16, attention=attention)
 
     found = parted(Triton())
     assert found.num_copies > 0
     assert found.tokens == parted(Reference()).tokens
+    assert found.tokens["r", 0] != found.tokens["r", 1]
 
 
 def test_a_shape_that_the_kernels_do_not_know_is_refused():
