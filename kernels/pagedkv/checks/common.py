@@ -46,7 +46,9 @@ class Poisoned:
         """
         outside = torch.cat([self.buffer[:GUARD], self.buffer[-GUARD:]]).float()
         assert outside.isnan().all(), "the kernel wrote outside its output"
-        assert not self.tensor.float().isnan().any(), "the kernel left a part of its output unwritten (or NaN)"
+        assert not self.tensor.float().isnan().any(), (
+            "the kernel left a part of its output unwritten (or NaN)"
+        )
         torch.testing.assert_close(
             self.tensor.double().cpu(), expected.double().cpu(), rtol=tolerance, atol=tolerance
         )
@@ -59,9 +61,7 @@ def poisoned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -
     return Poisoned(buffer[GUARD : GUARD + num_elements].view(shape), buffer)
 
 
-def randn(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int
-) -> torch.Tensor:
+def randn(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
     """Standard normal numbers, the same on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(dtype).to(device)
