@@ -281,7 +281,7 @@ def sample(
 
 
 def kept_reference(logits: torch.Tensor, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
-    """Probabilities of one row, `(vocab_size,)` float64, 0 where top-k or top-p drop it; by sorting."""
+    """Weights of one row, `(vocab_size,)` float64, of the likeliest 1, of a dropped token 0; by sorting."""
     scaled, order = torch.sort(logits.double(), descending=True, stable=True)
     weights = torch.exp((scaled - scaled[0]) / temperature)
     if top_k > 0:
@@ -290,7 +290,7 @@ def kept_reference(logits: torch.Tensor, temperature: float, top_k: int, top_p: 
         cumulative = weights.cumsum(0)
         num_kept = int(torch.searchsorted(cumulative, top_p * cumulative[-1])) + 1
         weights[num_kept:] = 0
-    return torch.zeros_like(weights).scatter_(0, order, weights / weights.sum())
+    return torch.zeros_like(weights).scatter_(0, order, weights)
 
 
 def sample_reference(

@@ -19,8 +19,9 @@ def decode_seconds(point: DecodePoint, device: torch.device) -> float:
     setting = paged(shape, chunks, point.block_size, 1, device)
     slots = (2, 1, shape.num_kv_heads, point.num_blocks * point.block_size, shape.head_dim)
     layers = [torch.randn(slots, dtype=DTYPE, device=device) for _ in range(num_layers)]
+    torch.compiler.reset()  # else the shapes of the point before would make these dynamic
     attend = partial(
-        torch.compile(flex_attention, fullgraph=True),
+        torch.compile(flex_attention, fullgraph=True, dynamic=False),
         setting.query.view(len(chunks), shape.num_q_heads, 1, shape.head_dim),
         block_mask=page_mask(setting),
         enable_gqa=True,

@@ -96,7 +96,7 @@ class Report:
         self._outcomes: list[Outcome] = []
         self._accelerator = accelerator(about.get("gpu", "no GPU"))
         self.failed: list[str] = []
-        """Cases of ours that failed, or never ended."""
+        """Cases of ours that failed."""
 
     def add(self, outcome: Outcome) -> None:
         """A stage has ended."""
@@ -112,7 +112,7 @@ class Report:
         (self._out / "results.md").write_text(self._summary(frames, verdicts))
         self._plot(outcome.stage, measured)
         ours = (row for found in measured.values() for row in found if row.provider == rows.OURS)
-        self.failed = [row.case for row in ours if row.status in ("failed", "started")]
+        self.failed = [row.case for row in ours if row.status == "failed"]
 
     def _summary(self, frames: dict[str, pd.DataFrame], verdicts: list[targets.Verdict]) -> str:
         about = ", ".join(f"{key} {value}" for key, value in self._about.items() if value is not None)

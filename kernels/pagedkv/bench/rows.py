@@ -28,7 +28,7 @@ class Row:
     work: Work = field(default_factory=Work)
     """What had to be done, from `pagedkv.roofline`."""
     status: str = "ok"
-    """ok, failed, not installed, skipped, or started, if it never ended."""
+    """ok, failed, not installed, skipped, stopped (out of time), or started."""
     note: str = ""
 
     @property

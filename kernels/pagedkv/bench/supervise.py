@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,9 +90,11 @@ def supervise(stage: str, command: Sequence[str], out: Path, limit_s: float) -> 
         try:
             code = _call(command, log, budget.left_s)
         except subprocess.TimeoutExpired:
+            _end_started(file, "stopped", "out of time")
             return Outcome(stage, "stopped", budget.spent_s, "out of time")
         if code == 0:
             return Outcome(stage, "done", budget.spent_s, f"died {deaths} times" if deaths else "")
+        _end_started(file, "failed", f"the process died with status {code}")
         if len(file.read()) == num_rows:
             break
         num_rows = len(file.read())
@@ -109,6 +112,13 @@ def _call(command: Sequence[str], log: Path, limit_s: float) -> int:
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end_started(file: RowFile, status: str, note: str) -> None:
+    """What had begun when its process ended will not end by itself."""
+    for row in file.read():
+        if row.status == "started":
+            file.append(replace(row, status=status, note=note))
 
 
 def _last_line(log: Path) -> str:

@@ -213,6 +213,13 @@ def small_settings() -> Iterator[Setting]:
     for name, options in OPTIONS.items():
         yield Setting(f"mixed, {name}, float32", MIXED, 3, dtype=f32, **options)
         yield Setting(f"split, {name}", LONG_SHORT_QUERIES, 4, min_splits=3, **options)
+    # More partials than a merge loads at once, and with a window the first of them all empty.
+    many = Setting("many splits", ((639, 1),), 4, num_lanes=64, min_splits=9)
+    yield many
+    yield replace(many, name="many splits, window of 5", chunks=((635, 5),), window=5)
+    yield replace(many, name="many splits, all options", chunks=((635, 5),), **OPTIONS["all options"])
+    # The window is wider than a tile of KV and the queries together: unmasked tiles between masked ones.
+    yield Setting("prefill, window of 200", ((300, 40),), 4, window=200)
     yield Setting("prefill over one block, all options", CHUNKS, 4, block_size=64, **OPTIONS["all options"])
     for head_dim in (80, 96, 128, 256):
         yield Setting(f"mixed, head size {head_dim}", MIXED, 4, head_dim=head_dim, block_size=32)
