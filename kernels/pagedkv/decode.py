@@ -50,12 +50,10 @@ MAX_QUERY_TOKENS = 8
 """Query tokens of a sequence that decode takes at most."""
 MAX_ROWS = 64
 """Rows of a program at most: 8 query tokens x 8 query heads a KV head."""
-MAX_REGISTERS = 255
-"""Budget: 2 programs an SM of 8 warps at most."""
-MAX_SHARED_BYTES = 80 << 10
-"""Budget for 16 rows: 2 programs an SM on sm_80."""
-MAX_SHARED_BYTES_MANY_ROWS = 160 << 10
-"""Budget for more: what a program may have on sm_80."""
+FEW_ROWS_BUDGET = {"max_registers": 168, "max_shared_bytes": 80 << 10}
+"""For 16 rows by 4 warps: registers for 3 programs an SM, shared memory for 2 on sm_80."""
+MANY_ROWS_BUDGET = {"max_registers": 255, "max_shared_bytes": 160 << 10}
+"""For more rows: one program an SM of sm_80."""
 MERGED_AT_ONCE = 8
 """Partials that a merge loads at once."""
 
@@ -177,12 +175,12 @@ def merge_kernel(
         exists = which < num_partials
         m_i = tl.load(partial_stats + partial * 2, mask=exists, other=float("-inf"))
         total_i = tl.load(partial_stats + partial * 2 + 1, mask=exists, other=0.0)
-        seen = total_i > 0.0
-        read = seen[:, None] & (dims < HEAD_DIM)[None, :]
+        read = (total_i > 0.0)[:, None] & (dims < HEAD_DIM)[None, :]
         acc_i = tl.load(partial_acc + partial[:, None] * HEAD_DIM + dims[None, :], mask=read, other=0.0)
         new_m = tl.maximum(m, tl.max(m_i, 0))
-        decay = tl.where(m == new_m, 1.0, tl.exp2(m - new_m))  # -inf - -inf is NaN, and not chosen
-        weight = tl.where(seen, tl.exp2(m_i - new_m), 0.0)
+        finite_m = tl.where(new_m == float("-inf"), 0.0, new_m)
+        decay = tl.exp2(m - finite_m)
+        weight = tl.exp2(m_i - finite_m)
         total = total * decay + tl.sum(total_i * weight, 0)
         acc = acc * decay + tl.sum(acc_i * weight[:, None], 0)
         m = new_m
@@ -319,8 +317,7 @@ def decode_variant(
         constexprs | {"PARTIAL_ROWS": group * max_decode_tokens(group)},
         launch.num_warps,
         launch.num_stages,
-        max_registers=MAX_REGISTERS,
-        max_shared_bytes=MAX_SHARED_BYTES if launch.rows == MIN_ROWS else MAX_SHARED_BYTES_MANY_ROWS,
+        **(FEW_ROWS_BUDGET if launch.rows == MIN_ROWS else MANY_ROWS_BUDGET),
         archs=archs,
         async_copies=True,
         tensor_cores=query_type != "fp32",

@@ -93,12 +93,12 @@ PREFILL = {
 def decode_launch(head_dim: int, kv_dtype: torch.dtype, num_rows: int) -> AttentionLaunch:
     """How decode is launched for `num_rows` rows an item.
 
-    More than 16 rows get 8 warps: with 4, 64 rows of head size 256 spill on sm_80. 64 rows of float32 get 16:
-    with 8, head sizes from 128 on spill on sm_90.
+    More than 16 rows get 8 warps: with 4, 64 rows of head size 256 spill on sm_80. 64 rows of float32 get 16
+    from head size 128 on: there 8 spill on sm_90.
     """
     row = DECODE[_padded(head_dim), kv_dtype.itemsize]
     rows = max(MIN_ROWS, _padded(num_rows))
-    max_warps = 16 if kv_dtype.itemsize == 4 else 8
+    max_warps = 16 if kv_dtype.itemsize == 4 and head_dim > 64 else 8
     return row._replace(rows=rows, num_warps=min(row.num_warps * rows // MIN_ROWS, max_warps))
 
 

@@ -255,6 +255,8 @@ def check_attention(
     )
     assert query.stride(0) * query.itemsize % 16 == 0, f"query tokens {query.stride(0)} elements apart"
     assert kv[0, 0].is_contiguous() and kv.stride(1) == kv[0, 0].numel(), f"KV has strides {kv.stride()}"
+    # token_offsets promises it to the compiler.
+    assert head_dim % 16 == 0 and kv.stride(0) % 16 == 0, f"KV {tuple(kv.shape)} has strides {kv.stride()}"
     assert out.shape == query.shape and out.is_contiguous() and out.dtype == query.dtype, (
         "out is not as the query"
     )

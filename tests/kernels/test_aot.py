@@ -16,7 +16,7 @@ import pytest
 import triton
 import triton.language as tl
 from pagedkv import aot
-from pagedkv.aot import Report, Variant
+from pagedkv.aot import Report, Variant, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,21 +49,28 @@ def own() -> dict[str, list[str]]:
         "constexpr stride 65": variant(**fixed, constexprs={"TILE": 32, "WIDTH": 64, "stride": 65}),
         "registers": variant(max_registers=16),
         "shared memory": variant(max_shared_bytes=1024),
-        "spills": variant(constexprs={"TILE": 256, "WIDTH": 64}, num_warps=1, max_shared_bytes=1 << 20),
+        "spills": variant(constexprs={"TILE": 128, "WIDTH": 64}, num_warps=1, max_shared_bytes=1 << 20),
     }
     return {name: aot.compile_all([v])[1] for name, v in broken.items()}
 
 
 def narrowed() -> dict[str, list[str]]:
-    """Of each attention kernel, one variant in use, with strides that are not divisible by 16."""
-    chosen: dict[str, Variant] = {}
+    """Attention kernels in use, with strides that are not divisible by 16.
+
+    Where a tile spans several blocks the kernels promise the compiler that blocks are aligned, so the stride
+    of a block is tried where a tile lies within one.
+    """
+    result = {}
     for found in aot.all_variants():
-        if found.async_copies and "BLOCK_STRIDE" in found.constexprs:
-            chosen.setdefault(found.kernel.__name__, found)
-    return {
-        name: aot.compile_all([v._replace(archs=(90,), constexprs={**v.constexprs, "BLOCK_STRIDE": 65})])[1]
-        for name, v in chosen.items()
-    }
+        fixed = dict(found.constexprs)
+        if found.async_copies and fixed.get("HEAD_DIM") == 128:
+            within = fixed["TILE"] <= fixed["BLOCK_SIZE"]
+            for name in ["BLOCK_STRIDE"] if within else ["HEAD_DIM", "QUERY_STRIDE"]:
+                key = f"{found.kernel.__name__} {name}"
+                if key not in result:
+                    changed = found._replace(archs=(90,), constexprs={**fixed, name: 65})
+                    result[key] = aot.compile_all([changed])[1]
+    return result
 
 
 def python(*arguments: str, **environment: str) -> str:
@@ -100,10 +107,11 @@ def test_no_kernel_breaks_its_budget(compiled: dict) -> None:
 
 
 def test_every_kernel_is_compiled_for_both_architectures(compiled: dict) -> None:
+    """Unless its type exists on one of them only."""
     names = {arch: {r["name"] for r in compiled["reports"] if r["arch"] == arch} for arch in (80, 90)}
-    assert names[80] and names[90]
-    for module in aot.MODULES:
-        assert (ROOT / "kernels" / "pagedkv" / f"{module}.py").exists()
+    both = {v.name for v in aot.all_variants() if v.in_use and v.archs == (80, 90)}
+    assert both <= names[80] & names[90]
+    assert len(both) > 30
 
 
 def test_figures_are_plausible(compiled: dict) -> None:
@@ -115,9 +123,9 @@ def test_figures_are_plausible(compiled: dict) -> None:
 
 def test_the_readme_has_the_table_of_today(compiled: dict) -> None:
     """Its rows always; its figures where they come from the compiler at hand."""
-    today = aot.markdown([Report(**r) for r in compiled["reports"]])
-    written = aot.in_readme()
-    first_columns = [[line.split("|")[1:5] for line in text.splitlines()[2:]] for text in (today, written)]
+    today = table.markdown([Report(**r) for r in compiled["reports"]])
+    written = table.in_readme()
+    first_columns = [[line.split("|")[1:4] for line in text.splitlines()[2:]] for text in (today, written)]
     assert first_columns[0] == first_columns[1], "run python -m pagedkv.aot --write"
     if written.splitlines()[0] == today.splitlines()[0]:
         assert written == today, "run python -m pagedkv.aot --write"
@@ -139,9 +147,13 @@ def test_the_checks_can_fail(failures: dict, name: str, text: str) -> None:
     assert any(text in line for line in failures[name]), failures[name]
 
 
+@pytest.mark.parametrize("stride", ["BLOCK_STRIDE", "HEAD_DIM", "QUERY_STRIDE"])
 @pytest.mark.parametrize("kernel", ["decode_kernel", "prefill_kernel"])
-def test_a_stride_that_loses_its_divisibility_is_found(failures: dict, kernel: str) -> None:
-    assert any("loads of 1 or 2 bytes" in line for line in failures[kernel]), failures[kernel]
+def test_a_stride_that_loses_its_divisibility_is_found(failures: dict, kernel: str, stride: str) -> None:
+    found = failures[f"{kernel} {stride}"]
+    assert any("loads of 1 or 2 bytes" in line for line in found), found
+    if stride != "QUERY_STRIDE":  # queries are loaded once, without the pipeline
+        assert any("no 128-bit async copies" in line for line in found), found
 
 
 def test_an_interpreted_process_cannot_compile() -> None:

@@ -12,16 +12,8 @@ The exit status is 1 if a kernel breaks its budget. Where TRITON_INTERPRET is se
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
-import multiprocessing
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import triton
@@ -30,14 +22,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompilationError
 from triton.runtime.errors import PTXASError
 
-from pagedkv.markdown import read_between, table, write_between
-from pagedkv.sass import disassemble
+from pagedkv.aot.sass import disassemble
 
 MODULES = ("decode", "prefill", "store", "copy", "norm", "swiglu", "sampling")
 """Modules of the package with kernels; each has a function `variants()`."""
-
-README = Path(__file__).parents[1] / "README.md"
-MARKER = "compiler report"
 
 
 class Variant(NamedTuple):
@@ -154,22 +142,11 @@ def all_variants() -> Iterator[Variant]:
 def compile_all(variants: Iterable[Variant]) -> tuple[list[Report], list[str]]:
     """Reports of all variants on all their architectures, and what breaks a budget or does not compile."""
     jobs = [(variant, arch) for variant in variants for arch in variant.archs]
-    return _sorted_out(jobs, [_compile(*job) for job in jobs])
+    return sort_out(jobs, [compile_or_explain(*job) for job in jobs])
 
 
-def _compile_in_parallel(choose: Callable[[Variant], bool]) -> tuple[list[Report], list[str]]:
-    """As `compile_all`, on all cores; a worker looks its variant up by number, as functions do not travel."""
-    jobs = [(i, v, arch) for i, v in enumerate(all_variants()) if choose(v) for arch in v.archs]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as workers:
-        results = list(workers.map(_compile_nth, [i for i, _, _ in jobs], [arch for _, _, arch in jobs]))
-    return _sorted_out([job[1:] for job in jobs], results)
-
-
-def _compile_nth(index: int, arch: int) -> Report | str:
-    return _compile(next(islice(all_variants(), index, None)), arch)
-
-
-def _compile(variant: Variant, arch: int) -> Report | str:
+def compile_or_explain(variant: Variant, arch: int) -> Report | str:
+    """The report, or why it does not compile."""
     try:
         return compile_variant(variant, arch)
     except (CompilationError, PTXASError, RuntimeError) as error:
@@ -178,9 +155,10 @@ def _compile(variant: Variant, arch: int) -> Report | str:
         return str(error)
 
 
-def _sorted_out(
+def sort_out(
     jobs: Sequence[tuple[Variant, int]], results: Sequence[Report | str]
 ) -> tuple[list[Report], list[str]]:
+    """The reports there are, and all that is wrong."""
     broken = []
     for (variant, arch), result in zip(jobs, results, strict=True):
         if isinstance(result, str):
@@ -206,46 +184,3 @@ def _divisibility(variant: Variant) -> dict[tuple[int, ...], list[list[Any]]]:
     types = [variant.signature.get(name, "") for name in variant.kernel.arg_names]
     divisible = [i for i, type_ in enumerate(types) if type_.startswith("*") or type_.endswith(":16")]
     return {(i,): [["tt.divisibility", 16]] for i in divisible}
-
-
-def markdown(reports: Sequence[Report]) -> str:
-    """The table of the README."""
-    names = [
-        "kernel, configuration", "sm", "warps", "stages", "registers", "shared memory", "instructions",
-        "128-bit async copies", "128-bit loads", "matrix instructions",
-    ]  # fmt: skip
-    rows = [
-        [r.name, r.arch, r.num_warps, r.num_stages, r.registers, f"{r.shared_bytes:,}", f"{r.instructions:,}",
-         r.async_copies_128, r.loads_128, r.matrix_ops]
-        for r in reports
-    ]  # fmt: skip
-    return f"Compiled by Triton {triton.__version__}.\n\n{table(names, rows)}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile, print, and say what breaks a budget."""
-    parser = argparse.ArgumentParser(prog="python -m pagedkv.aot", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--all", action="store_true", help="also the configurations that nothing uses yet")
-    parser.add_argument("--only", default="", help="variants whose name contains this")
-    parser.add_argument("--json", type=Path, help="write reports and violations to this file")
-    parser.add_argument("--write", action="store_true", help="write the table into kernels/README.md")
-    options = parser.parse_args(arguments)
-    started = time.perf_counter()
-    reports, broken = _compile_in_parallel(lambda v: (options.all or v.in_use) and options.only in v.name)
-    if options.json:
-        content = {"triton": triton.__version__, "reports": [r._asdict() for r in reports], "broken": broken}
-        options.json.write_text(json.dumps(content, indent=1))
-    if options.write:
-        write_between(README, MARKER, markdown(reports))
-    print(markdown(reports))
-    print(f"\n{len(reports)} compilations in {time.perf_counter() - started:.0f} s", *broken, sep="\n")
-    return 1 if broken else 0
-
-
-def in_readme() -> str:
-    """The table that stands in the README."""
-    return read_between(README, MARKER)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
