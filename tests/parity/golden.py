@@ -76,7 +76,7 @@ def policies_v1(config: dict[str, Any]) -> Policies:
     return Policies(
         order=Fcfs() if fcfs else Priority(),
         admission=FullPrompt(),
-        batching=DecodeFirst(),
+        batching=DecodeFirst(splits_prompts=config["enable_chunked_prefill"]),
         victim=LastAdmitted() if fcfs else LowestPriority(),
         restore=Recompute(),
         reservation=OnDemand(),
