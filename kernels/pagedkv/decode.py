@@ -50,9 +50,9 @@ MAX_QUERY_TOKENS = 8
 """Query tokens of a sequence that decode takes at most."""
 MAX_ROWS = 64
 """Rows of a program at most: 8 query tokens x 8 query heads a KV head."""
-FEW_ROWS_BUDGET = {"max_registers": 168, "max_shared_bytes": 80 << 10}
-"""For 16 rows by 4 warps: registers for 3 programs an SM, shared memory for 2 on sm_80."""
-MANY_ROWS_BUDGET = {"max_registers": 255, "max_shared_bytes": 160 << 10}
+FEW_ROWS_BUDGET = (168, 80 << 10)
+"""Registers, bytes of shared memory, for 16 rows: 3 programs an SM by the first, 2 on sm_80 by the second."""
+MANY_ROWS_BUDGET = (255, 160 << 10)
 """For more rows: one program an SM of sm_80."""
 MERGED_AT_ONCE = 8
 """Partials that a merge loads at once."""
@@ -317,7 +317,7 @@ def decode_variant(
         constexprs | {"PARTIAL_ROWS": group * max_decode_tokens(group)},
         launch.num_warps,
         launch.num_stages,
-        **(FEW_ROWS_BUDGET if launch.rows == MIN_ROWS else MANY_ROWS_BUDGET),
+        *(FEW_ROWS_BUDGET if launch.rows == MIN_ROWS else MANY_ROWS_BUDGET),
         archs=archs,
         async_copies=True,
         tensor_cores=query_type != "fp32",

@@ -17,7 +17,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -94,16 +94,19 @@ class StepPlan:
         )
 
 
-class Arrays(NamedTuple):
+Array = TypeVar("Array", torch.Tensor, np.ndarray)
+
+
+class Arrays(NamedTuple, Generic[Array]):
     """The parts of one buffer; block_ids come last, so that a transfer can end where they end."""
 
-    positions: torch.Tensor
-    slots: torch.Tensor
-    seqs: torch.Tensor
-    items: torch.Tensor
-    merges: torch.Tensor
-    tiles: torch.Tensor
-    block_ids: torch.Tensor
+    positions: Array
+    slots: Array
+    seqs: Array
+    items: Array
+    merges: Array
+    tiles: Array
+    block_ids: Array
 
 
 class Planner:
@@ -139,30 +142,18 @@ class Planner:
         contexts = starts + lengths
         self._check(pieces, lengths, contexts)
         held = -(-contexts // self.layout.block_size)
-        num_tokens, num_ids = int(lengths.sum()), int(held.sum())
-        host = torch.zeros(
-            self._fixed_bytes + 4 * num_ids, dtype=torch.uint8, pin_memory=self._buffer.is_cuda
-        )
-        arrays = Arrays(*(part.numpy() for part in self._views(host)))
-
-        first_rows, first_ids = _exclusive_cumsum(lengths), _exclusive_cumsum(held)
-        arrays.block_ids[:] = np.concatenate(
-            [np.asarray(piece.block_ids[:n], dtype=np.int32) for piece, n in zip(pieces, held, strict=True)]
-        )
-        arrays.seqs[: len(pieces)] = np.stack([first_rows, lengths, contexts, first_ids], axis=1)
-        positions = np.arange(num_tokens) + np.repeat(starts - first_rows, lengths)
-        blocks = arrays.block_ids[np.repeat(first_ids, lengths) + positions // self.layout.block_size]
-        arrays.positions[:num_tokens] = positions
-        arrays.slots[:num_tokens] = (
-            blocks.astype(np.int64) * self.layout.block_size + positions % self.layout.block_size
-        )
+        num_tokens = int(lengths.sum())
+        num_bytes = self._fixed_bytes + 4 * int(held.sum())
+        host = torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=self._buffer.is_cuda)
+        arrays: Arrays[np.ndarray] = Arrays._make(part.numpy() for part in self._views(host))
+        self._fill_tokens(arrays, pieces, starts, lengths, held)
 
         decoded = lengths <= self.tiling.max_decode_tokens
         items, merges = self._items(np.flatnonzero(decoded), contexts[decoded])
         tiles = self._tiles(np.flatnonzero(~decoded), starts, lengths)
         for target, rows in ((arrays.items, items), (arrays.merges, merges), (arrays.tiles, tiles)):
             target[: len(rows)] = rows
-        self._buffer[: len(host)].copy_(host, non_blocking=True)
+        self._buffer[:num_bytes].copy_(host, non_blocking=True)
         return StepPlan(
             self._arrays.positions[:num_tokens],
             self._arrays.slots[:num_tokens],
@@ -173,6 +164,27 @@ class Planner:
             max_query_tokens=int(lengths[decoded].max(initial=0)),
             tiling=self.tiling,
         )
+
+    def _fill_tokens(
+        self,
+        arrays: Arrays[np.ndarray],
+        pieces: Sequence[Piece],
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        held: np.ndarray,
+    ) -> None:
+        """What does not depend on how work is cut: block tables, sequences, and tokens."""
+        first_rows, first_ids = _exclusive_cumsum(lengths), _exclusive_cumsum(held)
+        arrays.block_ids[:] = np.concatenate(
+            [np.asarray(piece.block_ids[:n], dtype=np.int32) for piece, n in zip(pieces, held, strict=True)]
+        )
+        arrays.seqs[: len(pieces)] = np.stack([first_rows, lengths, starts + lengths, first_ids], axis=1)
+        num_tokens = int(lengths.sum())
+        positions = np.arange(num_tokens) + np.repeat(starts - first_rows, lengths)
+        blocks, offsets = np.divmod(positions, self.layout.block_size)
+        block_ids = arrays.block_ids[np.repeat(first_ids, lengths) + blocks]
+        arrays.positions[:num_tokens] = positions
+        arrays.slots[:num_tokens] = block_ids.astype(np.int64) * self.layout.block_size + offsets
 
     def _check(self, pieces: Sequence[Piece], lengths: np.ndarray, contexts: np.ndarray) -> None:
         limits = self.limits
@@ -221,13 +233,13 @@ class Planner:
         tiles = np.stack([of, first, end], axis=1)
         return tiles[np.argsort(-(starts[of] + first), kind="stable")]
 
-    def _views(self, buffer: torch.Tensor) -> Arrays:
+    def _views(self, buffer: torch.Tensor) -> Arrays[torch.Tensor]:
         views, offset = [], 0
         for shape, dtype in self._parts:
             num_bytes = math.prod(shape) * dtype.itemsize
             views.append(buffer[offset : offset + num_bytes].view(dtype).view(shape))
             offset += _aligned_bytes(shape, dtype)
-        return Arrays(*views, buffer[offset:].view(torch.int32))
+        return Arrays._make([*views, buffer[offset:].view(torch.int32)])
 
 
 def choose_splits(num_tiles: np.ndarray, num_lanes: int) -> np.ndarray:
@@ -242,7 +254,7 @@ def choose_splits(num_tiles: np.ndarray, num_lanes: int) -> np.ndarray:
     total = int(num_tiles.sum())
     longest = int(num_tiles.max())
     limits = {min(longest, -(-total // (num_lanes * wave))) for wave in range(1, MAX_WAVES + 1)} | {longest}
-    candidates = [-(-num_tiles // limit) for limit in sorted(limits, reverse=True)]
+    candidates: list[np.ndarray] = [-(-num_tiles // limit) for limit in sorted(limits, reverse=True)]
     return min(candidates, key=lambda splits: estimated_time(num_tiles, splits, num_lanes))
 
 
@@ -259,7 +271,8 @@ def estimated_time(num_tiles: np.ndarray, splits: np.ndarray, num_lanes: int) ->
 
 
 def _exclusive_cumsum(counts: np.ndarray) -> np.ndarray:
-    return np.cumsum(counts) - counts
+    sums: np.ndarray = np.cumsum(counts) - counts
+    return sums
 
 
 def _aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
