@@ -123,11 +123,12 @@ def test_calibration_workloads_are_built() -> None:
 
 def test_presets_are_those_of_the_golden_traces() -> None:
     v0 = {"preemption_mode": None, "watermark": 0.01}
+    v1 = {"enable_chunked_prefill": True}
     wanted = {
         "vllm_v0": policies_v0({**v0, "chunked_prefill": False}),
         "vllm_v0_chunked": policies_v0({**v0, "chunked_prefill": True}),
-        "vllm_v1": policies_v1({"policy": "fcfs"}),
-        "vllm_v1_priority": policies_v1({"policy": "priority"}),
+        "vllm_v1": policies_v1({**v1, "policy": "fcfs"}),
+        "vllm_v1_priority": policies_v1({**v1, "policy": "priority"}),
     }
     for preset, policies in wanted.items():
         assert policies_from_config(composed("run", f"preset={preset}")) == policies, preset
