@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
-from pagedkv.launch import sampling_launch
+from pagedkv.launch import Launch, sampling_launch
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 KEY_MIN = tl.constexpr(-(2**31))
@@ -44,7 +44,8 @@ KEY_MIN = tl.constexpr(-(2**31))
 KEY_MAX = tl.constexpr(2**31 - 1)
 KEY_NEG_INF = tl.constexpr(-2139095041)
 """Key of a logit of -inf."""
-ALMOST_ONE = tl.constexpr(1 - 2.0**-52)
+EPS = tl.constexpr(2.0**-52)
+"""Of float64; a power of two, since constants are float32."""
 
 
 @triton.jit
@@ -237,7 +238,7 @@ def sample_kernel(
             amounts = _amounts(row_ptr, start + ids, threshold, last_tie, top, scale, False, VOCAB)
             total += tl.sum(amounts, 0)
         number = tl.load(numbers_ptr + row).to(tl.float64)
-        goal = total * tl.minimum(number, ALMOST_ONE)  # less than the total, as `_locate` needs it
+        goal = tl.minimum(total * number, total - total * EPS)  # less than the total, as `_locate` needs it
         token = _locate(row_ptr, threshold, last_tie, goal, top, scale, False, VOCAB, TILE)
     tl.store(tokens_ptr + row, token.to(tl.int64))
 
@@ -250,6 +251,7 @@ def sample(
     numbers: torch.Tensor,
     *,
     out: torch.Tensor | None = None,
+    launch: Launch | None = None,
 ) -> torch.Tensor:
     """Draw a token of each row.
 
@@ -257,14 +259,14 @@ def sample(
     +inf, and not all of a row -inf (not checked, they are on the device; the token is then any). Of each row,
     `(num_rows,)`: temperature, 0 for the likeliest token (of equals the lowest id); top_k, integer, 0 for
     all; top_p, 1 for all; numbers in [0, 1), which decide. Reals are float32 or, better, float64: 0.3 in
-    float32 is more than 0.3. The result is `(num_rows,)` int64. Raises ValueError if shapes or types are not
-    like this.
+    float32 is more than 0.3. The result is `(num_rows,)` int64. `launch` is the configuration to try. Raises
+    ValueError if shapes or types are not like this.
     """
     num_rows, vocab_size = logits.shape if logits.dim() == 2 else (0, 0)
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device) if out is None else out
     _check(logits, temperature, top_k, top_p, numbers, out)
     if num_rows:
-        launch = sampling_launch(vocab_size)
+        launch = launch or sampling_launch(vocab_size)
         sample_kernel[(num_rows,)](
             logits,
             temperature,

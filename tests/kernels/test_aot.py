@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from pagedkv import aot
 from pagedkv.aot import Report, Variant, table
+from pagedkv.launch import AttentionLaunch
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +71,27 @@ def narrowed() -> dict[str, list[str]]:
                 if key not in result:
                     changed = found._replace(archs=(90,), constexprs={**fixed, name: 65})
                     result[key] = aot.compile_all([changed])[1]
+    return result
+
+
+def swept() -> dict[str, list[str]]:
+    """What keeps configurations of prefill from being timed."""
+    from pagedkv.bench.stages import NotApplicableError
+    from pagedkv.bench.sweep import prune
+    from pagedkv.prefill import prefill_variant
+
+    launches = {
+        "in use": None,
+        "4 warps": AttentionLaunch(128, 64, 4, 3, "test"),
+        "7 stages": AttentionLaunch(64, 128, 8, 7, "test"),
+    }
+    result: dict[str, list[str]] = {}
+    for name, launch in launches.items():
+        result[f"sweep, {name}"] = []
+        try:
+            prune(prefill_variant(launch), 90)
+        except NotApplicableError as reason:
+            result[f"sweep, {name}"].append(str(reason))
     return result
 
 
@@ -156,10 +178,16 @@ def test_a_stride_that_loses_its_divisibility_is_found(failures: dict, kernel: s
         assert any("no 128-bit async copies" in line for line in found), found
 
 
+def test_a_sweep_leaves_out_what_spills_or_does_not_fit(failures: dict) -> None:
+    assert failures["sweep, in use"] == []
+    assert "spills" in failures["sweep, 4 warps"][0]
+    assert "shared memory" in failures["sweep, 7 stages"][0]
+
+
 def test_an_interpreted_process_cannot_compile() -> None:
     with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
         aot.compile_variant(variant(), 90)
 
 
 if __name__ == "__main__":
-    print(json.dumps(own() | narrowed()))
+    print(json.dumps(own() | narrowed() | swept()))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pagedkv import roofline
 from pagedkv.bench import __main__ as bench
-from pagedkv.bench import output, rows, supervise, targets
+from pagedkv.bench import output, supervise, tables, targets
 from pagedkv.bench.grids import zipf_contexts
 from pagedkv.bench.registry import STAGES
 from pagedkv.bench.rows import Row, RowFile
@@ -118,13 +118,34 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
     assert file.read() == made
 
 
-def test_the_frame_has_rates_and_floors() -> None:
-    data = rows.frame([Row("a", seconds=1e-3, work=Work(1000, 1000, 6000)), Row("b", status="failed")], H200)
+def test_tables_have_rates_floors_and_shares_of_what_was_measured() -> None:
+    copy = Row(targets.COPY, targets.TORCH, 1.0, Work(2_000_000, 2_000_000))
+    made = [Row("a", seconds=1e-3, work=Work(1000, 1000, 6000)), Row("b", status="failed")]
+    data = tables.frame(made, H200, tables.ceilings([copy]))
     assert data["bytes_per_s"][0] == pytest.approx(2e6)
     assert data["flops_per_s"][0] == pytest.approx(6e6)
     assert data["floor_seconds"][0] == pytest.approx(2000 / 4.8e12)
+    assert data["share_of_ceiling"][0] == pytest.approx(0.5)
     assert data["seconds"].isna()[1] and data["bytes_per_s"].isna()[1]
-    assert "| b | pagedkv |  |" in rows.markdown(data)
+    assert "| b | pagedkv |  |" in tables.markdown(data)
+
+
+@pytest.mark.parametrize("limit, work", [("arithmetic", Work(1, 1, 10**9)), ("link", Work(9, 0, 0, 9))])
+def test_a_share_is_of_what_limits(limit: str, work: Work) -> None:
+    data = tables.frame([Row("a", seconds=0.5, work=work)], H200, {"memory": 1.0, limit: max(work) * 4.0})
+    assert data["limit"][0] == limit
+    assert data["share_of_ceiling"][0] == pytest.approx(0.5)
+
+
+def test_rows_of_ours_carry_their_targets() -> None:
+    case = "decode 1 x 1k, pages of 16"
+    made = [Row(case, seconds=9e-6, work=Work(9)), Row(case, targets.SDPA, 2e-5, Work(9)), Row("other")]
+    data = tables.frame(made, H200, {}, targets.judge(made))
+    assert data["target"][0] == "us <= 10; rate, of pages of 64 >= 0.93"
+    assert data["met"].isna().all()  # one of the two is not known
+    made[0] = Row(case, seconds=2e-5, work=Work(9))
+    assert tables.frame(made, H200, {}, targets.judge(made))["met"][0] == False  # noqa: E712
+    assert data["target"].isna().tolist() == [False, True, True]
 
 
 # Stages

@@ -15,8 +15,8 @@ import matplotlib
 import pandas as pd
 import torch
 
-from pagedkv.bench import rows, targets
-from pagedkv.bench.rows import Row, RowFile
+from pagedkv.bench import tables, targets
+from pagedkv.bench.rows import OURS, Row, RowFile
 from pagedkv.bench.supervise import Outcome
 from pagedkv.markdown import table
 from pagedkv.roofline import ACCELERATORS, Accelerator
@@ -102,23 +102,27 @@ class Report:
         """A stage has ended."""
         self._outcomes.append(outcome)
         measured = {stage: RowFile(self._out, stage).read() for stage in self._stages}
-        verdicts = targets.judge(row for stage in measured.values() for row in stage)
-        frames = {name: rows.frame(found, self._accelerator) for name, found in measured.items() if found}
+        every = [row for found in measured.values() for row in found]
+        verdicts, ceilings = targets.judge(every), tables.ceilings(every)
+        frames = {
+            name: tables.frame(found, self._accelerator, ceilings, verdicts)
+            for name, found in measured.items()
+            if found
+        }
         for name, data in frames.items():
-            _write(self._out / name, data, rows.markdown(data))
+            _write(self._out / name, data, tables.markdown(data))
         _write(self._out / "targets", targets.frame(verdicts), targets.markdown(verdicts))
         outcomes = [o._asdict() for o in self._outcomes]
         (self._out / "meta.json").write_text(json.dumps({**self._about, "stages": outcomes}, indent=1) + "\n")
         (self._out / "results.md").write_text(self._summary(frames, verdicts))
         self._plot(outcome.stage, measured)
-        ours = (row for found in measured.values() for row in found if row.provider == rows.OURS)
-        self.failed = [row.case for row in ours if row.status == "failed"]
+        self.failed = [row.case for row in every if row.provider == OURS and row.status == "failed"]
 
     def _summary(self, frames: dict[str, pd.DataFrame], verdicts: list[targets.Verdict]) -> str:
         about = ", ".join(f"{key} {value}" for key, value in self._about.items() if value is not None)
         ended = table(Outcome._fields, [o._replace(seconds=round(o.seconds, 1)) for o in self._outcomes])
-        tables = [f"## {name}\n\n{rows.markdown(data)}" for name, data in frames.items()]
-        parts = ["# Kernels, measured", about, ended, f"## Targets\n\n{targets.markdown(verdicts)}", *tables]
+        details = [f"## {name}\n\n{tables.markdown(data)}" for name, data in frames.items()]
+        parts = ["# Kernels, measured", about, ended, f"## Targets\n\n{targets.markdown(verdicts)}", *details]
         return "\n\n".join(parts) + "\n"
 
     def _plot(self, stage: str, measured: dict[str, list[Row]]) -> None:

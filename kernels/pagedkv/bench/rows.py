@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from pagedkv.markdown import table
-from pagedkv.roofline import Accelerator, Work, floor_s
+from pagedkv.roofline import Work
 
 OURS = "pagedkv"
 
@@ -74,47 +69,3 @@ class RowFile:
 def _row(line: str) -> Row:
     content = json.loads(line)
     return Row(**{**content, "work": Work(*content["work"])})
-
-
-def frame(rows: Iterable[Row], accelerator: Accelerator) -> pd.DataFrame:
-    """The rows as a table, with rates and floors; NaN where there is nothing to tell."""
-    return pd.DataFrame([_record(row, accelerator) for row in rows], columns=COLUMNS)
-
-
-RATES = {"bytes_per_s": 1e-9, "link_bytes_per_s": 1e-9, "flops_per_s": 1e-12}
-"""Factors for reading."""
-COLUMNS = [
-    *(f.name for f in fields(Row) if f.name != "work"),
-    *Work._fields,
-    "floor_seconds",
-    *RATES,
-]
-
-
-def _record(row: Row, accelerator: Accelerator) -> dict[str, Any]:
-    record = {**asdict(row), **row.work._asdict()}
-    del record["work"]
-    record["floor_seconds"] = floor_s(row.work, accelerator) or None
-    if row.seconds:
-        record.update({name: getattr(row, name) or None for name in RATES})
-    return record
-
-
-def markdown(data: pd.DataFrame) -> str:
-    """Rows for reading: microseconds, GB/s, TFLOP/s."""
-    names = ["case", "of", "us", "floor, us", "GB/s", "GB/s to the host", "TFLOP/s", "status"]
-    scales = {"seconds": 1e6, "floor_seconds": 1e6, **RATES}
-    rows = [
-        [
-            r["case"],
-            r["provider"],
-            *(_cell(r[name], scale) for name, scale in scales.items()),
-            f"{r['status']} {r['note']}".strip(),
-        ]
-        for r in data.to_dict("records")
-    ]
-    return table(names, rows)
-
-
-def _cell(value: float | None, scale: float) -> str:
-    return "" if value is None or pd.isna(value) else f"{value * scale:,.4g}"

@@ -9,6 +9,7 @@ from itertools import product
 import torch
 
 from pagedkv.checks.common import GUARD, Case, poisoned, randn, tolerance
+from pagedkv.launch import Launch
 from pagedkv.norm import add_rms_norm, add_rms_norm_reference
 from pagedkv.sampling import kept_reference, sample, sample_reference
 from pagedkv.swiglu import silu_and_mul, silu_and_mul_reference
@@ -75,12 +76,12 @@ Row = tuple[float, int, float, float]
 
 
 def sampling_rows(vocab_size: int, temperatures: Sequence[float], seed: int) -> list[Row]:
-    """All combinations of the parameters, at the ends of [0, 1) and inside."""
+    """All combinations of the parameters, with numbers at the ends of [0, 1) and inside."""
     top_ks = sorted({0, 1, 7, vocab_size // 2, vocab_size, vocab_size + 3})
     inside = torch.rand(1000, generator=torch.Generator().manual_seed(seed)).tolist()
-    combinations = product(temperatures, top_ks, (1.0, 0.9, 0.3, 1e-6))
-    numbers = (0.0, 1 - 2.0**-53, *inside)
-    return [(*row, numbers[i % 5 if i % 5 < 2 else 2 + i]) for i, row in enumerate(combinations)]
+    combinations = product(temperatures, top_ks, (1.0, 0.9004, 0.3, 1e-6))
+    ends = (0.0, 1 - 2.0**-53, 1.0)  # 1: what float32 makes of the last numbers below
+    return [(*row, ends[i % 5] if i % 5 < 3 else inside[i]) for i, row in enumerate(combinations)]
 
 
 def sampling_logits(kind: str, num_rows: int, vocab_size: int) -> torch.Tensor:
@@ -102,7 +103,13 @@ def sampling_logits(kind: str, num_rows: int, vocab_size: int) -> torch.Tensor:
 
 
 def run_sampling(
-    kind: str, vocab_size: int, dtype: torch.dtype, rows: list[Row], exact: bool, device: torch.device
+    kind: str,
+    vocab_size: int,
+    dtype: torch.dtype,
+    rows: list[Row],
+    exact: bool,
+    device: torch.device,
+    launch: Launch | None = None,
 ) -> None:
     """The tokens of the reference; where not exact, those whose interval is 1e-5 away at most."""
     logits = sampling_logits(kind, len(rows), vocab_size).to(dtype).to(device)
@@ -112,7 +119,7 @@ def run_sampling(
     arguments = (logits, temperature, top_k.long(), top_p, numbers)
     buffer = torch.full((len(rows) + 2 * GUARD,), -7, dtype=torch.int64, device=device)
     tokens = buffer[GUARD:-GUARD]
-    assert sample(*arguments, out=tokens) is tokens
+    assert sample(*arguments, out=tokens, launch=launch) is tokens
     assert (buffer[:GUARD] == -7).all() and (buffer[-GUARD:] == -7).all(), "wrote outside its output"
     expected = sample_reference(*arguments)
     for i in (tokens != expected).nonzero().flatten().tolist():
@@ -154,11 +161,17 @@ def _swiglu_cases() -> Iterator[Case]:
 
 
 def _sampling_cases() -> Iterator[Case]:
-    for vocab_size, kind in product((1, 5, 257, 1000), ("random", "ties", "equal", "-inf", "zeros")):
-        temperatures = (0.0, 0.7) if vocab_size > 5 else (0.0, 1.0)
-        rows = sampling_rows(vocab_size, temperatures, vocab_size)
+    kinds = ("random", "ties", "equal", "-inf", "zeros")
+    for vocab_size, kind in product((1, 5, 1000), kinds):
+        rows = sampling_rows(vocab_size, (0.0, 0.7), vocab_size)
         run = partial(run_sampling, kind, vocab_size, torch.float32, rows, True)
         yield Case(f"sample {vocab_size} {kind}", run)
+    # Many tiles: else each lane has one token, and the bound from the lanes is the threshold already.
+    launch = Launch(32, 1, 1, "")
+    for kind in kinds:
+        rows = sampling_rows(257, (0.0, 0.7), 257)
+        run = partial(run_sampling, kind, 257, torch.float32, rows, True, launch=launch)
+        yield Case(f"sample 257 {kind}, tiles of 32", run)
     for dtype, temperature in ((torch.float16, 1.3), (torch.bfloat16, 0.01)):
         rows = sampling_rows(4099, (temperature,), 5)
         # At a low temperature float32 weights are 0 where those in float64 are not; number 0 draws the first.

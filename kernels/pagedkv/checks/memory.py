@@ -63,7 +63,8 @@ def run_store(setting: Setting, device: torch.device) -> None:
             randn((setting.num_tokens, setting.rotary_dim), setting.dtype, device, seed) for seed in (8, 9)
         )
         out = poisoned(tuple(query.shape), setting.dtype, device)
-        store_kv_rope(query, key, value, cos, sin, pool[:, LAYER], slots, *scales, out=out.tensor)
+        k_scale, v_scale = scales
+        store_kv_rope(query, key, value, cos, sin, pool[:, LAYER], slots, k_scale, v_scale, out.tensor)
         out.check(rope_reference(query, cos, sin), rope_tolerance(setting.dtype))
         key = rope_reference(key, cos, sin)
     else:
@@ -103,7 +104,7 @@ def inputs(setting: Setting, device: torch.device) -> tuple[torch.Tensor, torch.
     counts = [setting.num_q_heads, heads, heads]
     if setting.strides == "fused":
         fused = randn((tokens, sum(counts), dim), setting.dtype, device, 1)
-        query, key, value = fused.split(counts, dim=1)
+        query, key, value = torch.split(fused, counts, dim=1)
         return query, key, value
     made = [randn((tokens, n, dim), setting.dtype, device, seed) for seed, n in enumerate(counts)]
     if setting.strides == "transposed":
