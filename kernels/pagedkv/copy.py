@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -21,6 +20,7 @@ import triton.language as tl
 
 from pagedkv.aot import Variant
 from pagedkv.launch import COPY_LAUNCH
+from pagedkv.transfers import copy_runs, find_runs
 
 MIN_DMA_BYTES = 128 << 10
 """From this size on a transfer is worth a call of its own.
@@ -30,14 +30,6 @@ PCIe 5 moves (50 GB/s, kernels.md) in the time of one asynchronous copy call, ta
 measured; `python -m pagedkv.bench` times both ways.
 """
 WORD_BYTES = 4
-
-
-class Run(NamedTuple):
-    """Blocks that are neighbours in source and target alike: one transfer."""
-
-    source_id: int
-    target_id: int
-    num_blocks: int
 
 
 @triton.jit
@@ -101,14 +93,12 @@ def swap_blocks(
     _check(source_pool, target_pool, source_ids, target_ids)
     if not source_ids:
         return
-    runs = find_runs(source_ids, target_ids)
+    num_runs = len(find_runs(source_ids, target_ids))
     on_device = source_pool.is_cuda or target_pool.is_cuda
-    if on_device and len(source_ids) * _block_bytes(source_pool) < MIN_DMA_BYTES * len(runs):
+    if on_device and len(source_ids) * _block_bytes(source_pool) < MIN_DMA_BYTES * num_runs:
         copy_blocks(source_pool, target_pool, source_ids, target_ids)
-        return
-    for source_id, target_id, num_blocks in runs:
-        target = target_pool[target_id : target_id + num_blocks]
-        target.copy_(source_pool[source_id : source_id + num_blocks], non_blocking=True)
+    else:
+        copy_runs(source_pool, target_pool, source_ids, target_ids)
 
 
 def copy_blocks_reference(
@@ -120,18 +110,6 @@ def copy_blocks_reference(
     """The same in torch, block by block."""
     for source_id, target_id in zip(source_ids, target_ids, strict=True):
         target_pool[target_id].copy_(source_pool[source_id])
-
-
-def find_runs(source_ids: Sequence[int], target_ids: Sequence[int]) -> list[Run]:
-    """Cut the pairs, in the order given, into the fewest runs in which both ids rise by one."""
-    runs: list[Run] = []
-    for source_id, target_id in zip(source_ids, target_ids, strict=True):
-        last = runs[-1] if runs else None
-        if last and (source_id - last.source_id) == (target_id - last.target_id) == last.num_blocks:
-            runs[-1] = last._replace(num_blocks=last.num_blocks + 1)
-        else:
-            runs.append(Run(source_id, target_id, 1))
-    return runs
 
 
 def _block_bytes(pool: torch.Tensor) -> int:

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 
 from pagedkv import copy
 from pagedkv.checks.memory import CASES, CPU
-from pagedkv.copy import Run, copy_blocks, find_runs, swap_blocks
+from pagedkv.copy import copy_blocks, swap_blocks
 from pagedkv.store import store_kv, store_kv_rope
 from triton import knobs
 
@@ -110,12 +110,6 @@ WRONG_COPIES = {
 def test_copy_refuses(text, function):
     with pytest.raises(ValueError, match=text):
         function(*WRONG_COPIES[text])
-
-
-def test_runs_are_maximal():
-    assert find_runs([1, 2, 3, 5, 6, 0], [4, 5, 6, 7, 8, 1]) == [Run(1, 4, 3), Run(5, 7, 2), Run(0, 1, 1)]
-    assert find_runs([3, 2, 1], [3, 2, 1]) == [Run(3, 3, 1), Run(2, 2, 1), Run(1, 1, 1)]
-    assert find_runs([], []) == []
 
 
 @pytest.mark.parametrize(("ids", "by_kernel"), [([5, 3, 1], True), ([1, 2, 3], False)])

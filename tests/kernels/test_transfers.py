@@ -6,6 +6,7 @@ from pagedkv.transfers import copy_runs, find_runs
 
 def test_runs_are_maximal():
     assert find_runs((4, 5, 6, 9, 2), (0, 1, 3, 4, 5)) == [(4, 0, 2), (6, 3, 1), (9, 4, 1), (2, 5, 1)]
+    assert find_runs((3, 2, 1), (3, 2, 1)) == [(3, 3, 1), (2, 2, 1), (1, 1, 1)]
     assert find_runs((), ()) == []
 
 
