@@ -85,7 +85,7 @@ def sampling_rows(vocab_size: int, temperatures: Sequence[float], seed: int) -> 
 
 
 def sampling_logits(kind: str, num_rows: int, vocab_size: int) -> torch.Tensor:
-    """Logits with or without ties, all equal, a rounding apart, mostly -inf, or zeros of both signs on top."""
+    """Logits with or without ties, all equal, a rounding apart, mostly -inf, or zeros of both signs."""
     logits = randn((num_rows, vocab_size), torch.float32, torch.device("cpu"), vocab_size) * 3
     if kind == "ties":
         return logits.round()
