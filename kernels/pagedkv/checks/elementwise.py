@@ -57,13 +57,13 @@ def run_norm_in_place(device: torch.device) -> None:
     torch.testing.assert_close(residual.double(), expected_sum, rtol=0, atol=0)
 
 
-def run_swiglu(shape: tuple[int, int], dtype: torch.dtype, halves: bool, device: torch.device) -> None:
-    """Gates up to +-30, at which a sigmoid is 0 or 1 in every type; also as the halves of one product."""
+def run_swiglu(shape: tuple[int, int], dtype: torch.dtype, layout: str, device: torch.device) -> None:
+    """Gates up to +-80, at which a sigmoid is 0 or 1 in every type; both or the gate in a wider matrix."""
     both = randn((shape[0], 2 * shape[1]), torch.float32, device, 1).mul(8).to(dtype)
     both[0, 0], both[0, -1] = -80.0, 80.0
     gate, up = both.chunk(2, dim=1)
-    if not halves:
-        gate, up = gate.contiguous(), up.contiguous()
+    gate = gate.contiguous() if layout == "contiguous" else gate
+    up = up if layout == "halves" else up.contiguous()
     out = poisoned(shape, dtype, device)
     assert silu_and_mul(gate, up, out=out.tensor) is out.tensor
     # In float32 the exponent, up to 60, is rounded before 2^x, and so the sigmoid by 60 x ln 2 roundings;
@@ -85,12 +85,14 @@ def sampling_rows(vocab_size: int, temperatures: Sequence[float], seed: int) -> 
 
 
 def sampling_logits(kind: str, num_rows: int, vocab_size: int) -> torch.Tensor:
-    """Logits with or without ties, all equal, mostly -inf, or two zeros of either sign on top."""
+    """Logits with or without ties, all equal, a rounding apart, mostly -inf, or zeros of both signs."""
     logits = randn((num_rows, vocab_size), torch.float32, torch.device("cpu"), vocab_size) * 3
     if kind == "ties":
         return logits.round()
     if kind == "equal":
         return torch.full_like(logits, -1.5)
+    if kind == "neighbours":
+        return 1 + logits.argsort() * 2.0**-23
     if kind == "-inf":
         hidden = randn((num_rows, vocab_size), torch.float32, torch.device("cpu"), 2) > -0.5
         hidden[:, vocab_size // 3] = False
@@ -153,11 +155,12 @@ def _norm_cases() -> Iterator[Case]:
 
 def _swiglu_cases() -> Iterator[Case]:
     shapes = [(1, 1), (3, 17), (17, 257), (3, 1024), (1, 2500)]
-    for shape, dtype, halves in product(shapes, (torch.float32, *HALF), (False, True)):
-        name = f"swiglu {shape} {dtype}{' halves' if halves else ''}"
-        yield Case(name, partial(run_swiglu, shape, dtype, halves), small=dtype != torch.bfloat16)
+    layouts = ("contiguous", "halves", "gate strided")
+    for shape, dtype, layout in product(shapes, (torch.float32, *HALF), layouts):
+        name = f"swiglu {shape} {dtype}, {layout}"
+        yield Case(name, partial(run_swiglu, shape, dtype, layout), small=dtype != torch.bfloat16)
     for shape, dtype in product([(64, 14336), (3001, 11008)], HALF):
-        yield Case(f"swiglu {shape} {dtype} large", partial(run_swiglu, shape, dtype, True), small=False)
+        yield Case(f"swiglu {shape} {dtype} large", partial(run_swiglu, shape, dtype, "halves"), small=False)
 
 
 def _sampling_cases() -> Iterator[Case]:
@@ -168,7 +171,7 @@ def _sampling_cases() -> Iterator[Case]:
         yield Case(f"sample {vocab_size} {kind}", run)
     # Many tiles: else each lane has one token, and the bound from the lanes is the threshold already.
     launch = Launch(32, 1, 1, "")
-    for kind in kinds:
+    for kind in (*kinds, "neighbours"):
         rows = sampling_rows(257, (0.0, 0.7), 257)
         run = partial(run_sampling, kind, 257, torch.float32, rows, True, launch=launch)
         yield Case(f"sample 257 {kind}, tiles of 32", run)
