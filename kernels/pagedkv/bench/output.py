@@ -149,7 +149,7 @@ def plot(bars: dict[tuple[str, str], float], unit: str, lines: dict[str, float],
     cases = list(dict.fromkeys(case for case, _ in bars))
     providers = list(dict.fromkeys(provider for _, provider in bars))
     height = 0.8 / len(providers)
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.25 * len(cases) * len(providers)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 1.5 + 0.25 * len(cases) * len(providers)), layout="constrained")
     for i, provider in enumerate(providers):
         mine = {y: bars[case, provider] for y, case in enumerate(cases) if (case, provider) in bars}
         axes.barh([y + i * height for y in mine], list(mine.values()), height, label=provider)
@@ -158,6 +158,8 @@ def plot(bars: dict[tuple[str, str], float], unit: str, lines: dict[str, float],
     axes.set_yticks([y + 0.4 - height / 2 for y in range(len(cases))], cases)
     axes.invert_yaxis()
     axes.set_xlabel(unit)
-    axes.legend()
+    axes.margins(y=0.02)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(providers) + len(lines), frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
