@@ -8,7 +8,8 @@ pytest.importorskip("triton")
 from pagedkv import copy
 from pagedkv.checks.memory import CASES, CPU
 from pagedkv.copy import copy_blocks, swap_blocks
-from pagedkv.store import store_kv, store_kv_rope
+from pagedkv.rope import store_kv_rope
+from pagedkv.store import store_kv
 from triton import knobs
 
 interpreted = pytest.mark.skipif(

@@ -24,7 +24,7 @@ from triton.runtime.errors import PTXASError
 
 from pagedkv.aot.sass import disassemble
 
-MODULES = ("decode", "prefill", "store", "copy", "norm", "swiglu", "sampling")
+MODULES = ("decode", "prefill", "store", "rope", "copy", "norm", "swiglu", "sampling")
 """Modules of the package with kernels; each has a function `variants()`."""
 
 

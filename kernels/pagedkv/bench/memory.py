@@ -69,7 +69,7 @@ def build_store(num_tokens: int, device: torch.device) -> Call:
 
 def build_store_rope(num_tokens: int, device: torch.device) -> Call:
     """Store the KV of one layer, rotated."""
-    from pagedkv.store import store_kv_rope
+    from pagedkv.rope import store_kv_rope
 
     key, value, pool, slots = _store_arguments(num_tokens, device)
     query = _heads(num_tokens, LLAMA3_8B.num_q_heads, device)

@@ -16,7 +16,8 @@ import torch
 from pagedkv.checks.common import Case, poisoned, randn, tolerance
 from pagedkv.copy import copy_blocks, copy_blocks_reference, swap_blocks
 from pagedkv.layout import KVLayout
-from pagedkv.store import E4M3_MAX, rope_reference, store_kv, store_kv_reference, store_kv_rope
+from pagedkv.rope import rope_reference, store_kv_rope
+from pagedkv.store import E4M3_MAX, store_kv, store_kv_reference
 
 LAYER = 1
 """Of three, so that there are neighbours on either side."""
