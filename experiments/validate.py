@@ -168,7 +168,8 @@ def main(config: DictConfig) -> None:
     console.print(describe_workload(config, specs))
     runs = {name: Run(specs, limits, policies) for name, policies in contenders.items()}
     # After fitting and simulating, the engine's next run was 5.8 % slower than priced (mean of 17, standard
-    # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not proven.
+    # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not
+    # proven.
     calibration.warm_up()
     measured = execute(engine, runs, config.num_repeats, calibration, directory)
     cost = calibration.fit(provenance(config))

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
+from pagedkv.contracts import require
 from pagedkv.launch import COPY_LAUNCH
 from pagedkv.transfers import copy_runs, find_runs
 
@@ -120,11 +121,6 @@ def _words(pool: torch.Tensor) -> torch.Tensor:
     return pool.view(pool.shape[0], -1).view(torch.int32)
 
 
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise ValueError(text)
-
-
 def _check(
     source_pool: torch.Tensor,
     target_pool: torch.Tensor,
@@ -132,28 +128,28 @@ def _check(
     target_ids: Sequence[int],
 ) -> None:
     source, target = source_pool, target_pool
-    _require(
+    require(
         source.shape[1:] == target.shape[1:] and source.dtype == target.dtype,
         f"blocks differ: {tuple(source.shape[1:])} {source.dtype}, {tuple(target.shape[1:])} {target.dtype}",
     )
     block_bytes = _block_bytes(source)
-    _require(
+    require(
         block_bytes % 16 == 0 and block_bytes > 0, f"a block has {block_bytes} bytes, not a multiple of 16"
     )
     for name, pool, ids in (("source", source, source_ids), ("target", target, target_ids)):
-        _require(pool.is_contiguous(), f"the {name} pool is not contiguous: strides {pool.stride()}")
+        require(pool.is_contiguous(), f"the {name} pool is not contiguous: strides {pool.stride()}")
         outside = [i for i in ids if not 0 <= i < pool.shape[0]]
-        _require(not outside, f"{name} ids {outside[:4]} are not in the pool of {pool.shape[0]} blocks")
-    _require(
+        require(not outside, f"{name} ids {outside[:4]} are not in the pool of {pool.shape[0]} blocks")
+    require(
         len(source_ids) == len(target_ids), f"{len(source_ids)} source ids, but {len(target_ids)} target ids"
     )
-    _require(len(set(target_ids)) == len(target_ids), f"a target occurs twice in {list(target_ids)[:16]}")
+    require(len(set(target_ids)) == len(target_ids), f"a target occurs twice in {list(target_ids)[:16]}")
     if source.data_ptr() == target.data_ptr():
         both = sorted(set(source_ids) & set(target_ids))
-        _require(not both, f"blocks {both[:4]} are both source and target within one pool")
+        require(not both, f"blocks {both[:4]} are both source and target within one pool")
     if source.is_cuda != target.is_cuda:
         host = target if source.is_cuda else source
-        _require(host.is_pinned(), "the pool in host memory is not pinned, so the device cannot read it")
+        require(host.is_pinned(), "the pool in host memory is not pinned, so the device cannot read it")
 
 
 def variants() -> Iterator[Variant]:

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
+from pagedkv.contracts import require
 from pagedkv.launch import norm_launch
 
 
@@ -104,11 +105,6 @@ def add_rms_norm_reference(
     return normed * (offset + weight.double()), wide
 
 
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise ValueError(text)
-
-
 def _check(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -117,15 +113,15 @@ def _check(
     residual_out: torch.Tensor | None,
 ) -> None:
     size = x.shape[-1]
-    _require(0 < size <= 16384, f"hidden_size {size} is not between 1 and 16384")
-    _require(x.is_contiguous(), f"x is not contiguous: strides {x.stride()}")
-    _require(
+    require(0 < size <= 16384, f"hidden_size {size} is not between 1 and 16384")
+    require(x.is_contiguous(), f"x is not contiguous: strides {x.stride()}")
+    require(
         weight.shape == (size,) and weight.dtype == x.dtype and weight.is_contiguous(),
         f"weight must be ({size},) {x.dtype}, not {tuple(weight.shape)} {weight.dtype}",
     )
-    _require((residual is None) == (residual_out is None), "residual_out without a residual")
+    require((residual is None) == (residual_out is None), "residual_out without a residual")
     for name, y in (("residual", residual), ("out", out), ("residual_out", residual_out)):
-        _require(
+        require(
             y is None or (y.shape == x.shape and y.dtype == x.dtype and y.is_contiguous()),
             f"{name} must be contiguous and like x, {tuple(x.shape)} {x.dtype}",
         )

@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
+from pagedkv.contracts import require
 from pagedkv.launch import rope_heads, rope_launch
 from pagedkv.store import (
     check_store,
@@ -32,7 +33,6 @@ from pagedkv.store import (
     inverse_scale_of,
     pool_argument,
     put,
-    require,
     store_constexprs,
     store_signature,
 )

@@ -36,6 +36,7 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
+from pagedkv.contracts import require
 from pagedkv.launch import Launch, sampling_launch
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -315,11 +316,6 @@ def sample_reference(
     return torch.tensor(tokens, dtype=torch.int64, device=logits.device)
 
 
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise ValueError(text)
-
-
 def _check(
     logits: torch.Tensor,
     temperature: torch.Tensor,
@@ -328,13 +324,13 @@ def _check(
     numbers: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    _require(logits.dim() == 2, f"logits must be (num_rows, vocab_size), not {tuple(logits.shape)}")
+    require(logits.dim() == 2, f"logits must be (num_rows, vocab_size), not {tuple(logits.shape)}")
     num_rows, vocab_size = logits.shape
-    _require(
+    require(
         logits.dtype in (torch.float16, torch.bfloat16, torch.float32) and logits.stride(1) == 1,
         f"logits: {logits.dtype}, strides {logits.stride()}; must be of 16 or 32 bits, last stride 1",
     )
-    _require(0 < vocab_size < 2**24, f"vocab_size {vocab_size} is not between 1 and 2^24")
+    require(0 < vocab_size < 2**24, f"vocab_size {vocab_size} is not between 1 and 2^24")
     reals = (torch.float32, torch.float64)
     integers = (torch.int32, torch.int64)
     for name, x, dtypes in (
@@ -344,7 +340,7 @@ def _check(
         ("numbers", numbers, reals),
         ("out", out, (torch.int64,)),
     ):
-        _require(
+        require(
             x.shape == (num_rows,) and x.dtype in dtypes and x.is_contiguous(),
             f"{name} must be ({num_rows},) of {dtypes}, contiguous, not {tuple(x.shape)} {x.dtype}",
         )

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
+from pagedkv.contracts import require
 from pagedkv.launch import store_launch
 
 E4M3_MAX = 448.0
@@ -181,12 +182,6 @@ def pool_argument(pool_layer: torch.Tensor) -> torch.Tensor:
         return pool_layer
     native = pool_layer.is_cuda and torch.cuda.get_device_capability(pool_layer.device) >= (8, 9)
     return pool_layer if native else pool_layer.view(torch.uint8)
-
-
-def require(condition: bool, text: str) -> None:
-    """Raise ValueError with this text unless the condition holds."""
-    if not condition:
-        raise ValueError(text)
 
 
 def check_store(

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from pagedkv.aot import Variant
+from pagedkv.contracts import require
 from pagedkv.launch import SWIGLU_LAUNCH
 
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -69,21 +70,16 @@ def silu_and_mul_reference(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor
     return torch.nn.functional.silu(gate.double()) * up.double()
 
 
-def _require(condition: bool, text: str) -> None:
-    if not condition:
-        raise ValueError(text)
-
-
 def _check(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor) -> None:
-    _require(gate.dim() == 2, f"gate must be (num_tokens, intermediate_size), not {tuple(gate.shape)}")
+    require(gate.dim() == 2, f"gate must be (num_tokens, intermediate_size), not {tuple(gate.shape)}")
     for name, x in (("up", up), ("out", out)):
-        _require(
+        require(
             x.shape == gate.shape and x.dtype == gate.dtype,
             f"{name} is {tuple(x.shape)} {x.dtype}, but gate {tuple(gate.shape)} {gate.dtype}",
         )
     for name, x in (("gate", gate), ("up", up)):
-        _require(x.stride(1) == 1, f"{name}: last stride {x.stride(1)}, must be 1")
-    _require(out.is_contiguous(), f"out is not contiguous: strides {out.stride()}")
+        require(x.stride(1) == 1, f"{name}: last stride {x.stride(1)}, must be 1")
+    require(out.is_contiguous(), f"out is not contiguous: strides {out.stride()}")
 
 
 def variants() -> Iterator[Variant]:
