@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.core.backend import RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import Event, StepPlan, StepResult
 from engine.core.policies.admission import FullPrompt
 from engine.core.policies.base import Limits, Policies
@@ -109,7 +110,7 @@ def read_workload(path: Path) -> list[RequestSpec]:
                 RequestSpec(str(request["id"]), 0, len(prompt), length, length, prompt_token_ids=prompt)
             )
         except KeyError as missing:
-            raise ValueError(f"{path}: request {i} has no {missing}") from None
+            raise UserError(f"{path}: request {i} has no {missing}") from None
     return specs
 
 

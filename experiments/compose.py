@@ -10,9 +10,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from engine.core.errors import UserError
 from engine.core.policies.base import Policies
 from engine.telemetry.schema import World
-from experiments.errors import UserError
 from experiments.worlds import Stage
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -34,7 +34,7 @@ def _explained(error: InstantiationException) -> Exception:
     """What lies behind Hydra's wrapper: bad input as a UserError that names the key, a bug as it was."""
     what, _, key = str(error).partition("\nfull_key: ")
     cause, key = error.__cause__, key.strip()
-    if isinstance(cause, ValueError | FileNotFoundError):
+    if isinstance(cause, UserError):
         named = not key or str(cause).startswith(f"{key}.")
         return UserError(str(cause) if named else f"{key}: {cause}")
     if cause is None or isinstance(cause, TypeError | ImportError | AttributeError):

@@ -10,16 +10,14 @@ from typing import ParamSpec, TypeVar
 
 from omegaconf.errors import OmegaConfBaseException
 
+from engine.core.errors import UserError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class UserError(ValueError):
-    """Something that the user can put right; the message says how."""
-
-
-EXPECTED = (ValueError, FileNotFoundError, OmegaConfBaseException)
-"""Bad input. JournalError, UnsupportedModelError and the errors of every reader are ValueErrors."""
+EXPECTED = (UserError, OmegaConfBaseException)
+"""What a user can put right; everything else is a bug."""
 
 
 def plain_errors(main: Callable[P, T]) -> Callable[P, T]:

@@ -12,8 +12,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from engine.core.errors import UserError
 from experiments.compose import CONF, build, config_text, policies_from_config, stage_from_config
-from experiments.errors import UserError, plain_errors
+from experiments.errors import plain_errors
 from experiments.output import (
     JOURNAL,
     Wanted,

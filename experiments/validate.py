@@ -26,13 +26,14 @@ from rich import box
 from rich.table import Table
 
 from engine.core.backend import Capacity, RequestSpec
+from engine.core.errors import UserError
 from engine.core.policies.base import Limits, Policies
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration, coefficient_table, provenance, write_calibration
 from experiments.compare import METRICS, Summary, compare
 from experiments.compose import CONF, build, config_text, contenders_from_config, stage_from_config
 from experiments.effort import peak_rss_bytes
-from experiments.errors import UserError, plain_errors
+from experiments.errors import plain_errors
 from experiments.output import JOURNAL, Wanted, print_files, stdout_console, write_outcome
 from experiments.samples import StepSamples
 from experiments.tables import comparison_table, winners_table

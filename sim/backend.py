@@ -7,6 +7,7 @@ from operator import add, ge, sub
 from typing import cast
 
 from engine.core.backend import Capacity, RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
 from sim.cost.base import CostModel, StepFeatures, features
 
@@ -20,7 +21,7 @@ class SimulatedBackend:
 
     def __init__(self, capacity: Capacity, cost: CostModel, max_model_len: int) -> None:
         if max_model_len < 1:
-            raise ValueError(f"max_model_len is {max_model_len}, must be at least 1 token")
+            raise UserError(f"max_model_len is {max_model_len}, must be at least 1 token")
         self._capacity = capacity
         self._cost = cost
         self._max_model_len = max_model_len
@@ -37,7 +38,7 @@ class SimulatedBackend:
     def add(self, spec: RequestSpec) -> None:
         """Learn the true length of a request; ValueError if its id is in use."""
         if spec.request_id in self._limits:
-            raise ValueError(f"request {spec.request_id} was added twice: ids must be unique within a run")
+            raise UserError(f"request {spec.request_id} was added twice: ids must be unique within a run")
         self._limits[spec.request_id] = spec.length_limit(self._max_model_len) - 1
 
     def submit(self, plan: StepPlan) -> object:

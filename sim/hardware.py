@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.core.backend import Capacity
+from engine.core.errors import UserError
 
 BYTES_PER_ELEMENT: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}
 
@@ -34,15 +35,15 @@ class Hardware:
     def __post_init__(self) -> None:
         for name in ("memory_bandwidth_bytes_per_s", "host_link_bytes_per_s", "memory_bytes"):
             if getattr(self, name) <= 0:
-                raise ValueError(f"hardware {self.name}: {name} is {getattr(self, name)}, must be positive")
+                raise UserError(f"hardware {self.name}: {name} is {getattr(self, name)}, must be positive")
         for name in ("compute_efficiency", "memory_efficiency", "link_efficiency"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"hardware {self.name}: {name} is {getattr(self, name)}, must lie in (0, 1]")
+                raise UserError(f"hardware {self.name}: {name} is {getattr(self, name)}, must lie in (0, 1]")
 
     def flops(self, dtype: str) -> float:
         """FLOP/s that large matrix products reach; ValueError if the data sheet lacks the type."""
         if dtype not in self.peak_flops:
-            raise ValueError(
+            raise UserError(
                 f"hardware {self.name} has no peak_flops for {dtype}: "
                 f"choose one of {', '.join(self.peak_flops)}"
             )
@@ -85,12 +86,12 @@ class ModelShape:
     def __post_init__(self) -> None:
         for key, dtype in (("dtype", self.dtype), ("kv_dtype", self.kv_dtype)):
             if dtype not in BYTES_PER_ELEMENT:
-                raise ValueError(
+                raise UserError(
                     f"model {self.name}: {key} {dtype} is unknown: "
                     f"choose one of {', '.join(BYTES_PER_ELEMENT)}"
                 )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"model {self.name}: num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
                 f"({self.num_kv_heads})"
             )
@@ -158,7 +159,7 @@ def num_kv_blocks(
     available_bytes = int(hardware.memory_bytes * utilization) - model.weight_bytes - reserve_bytes
     num_blocks = available_bytes // model.block_bytes(block_size)
     if num_blocks < 1:
-        raise ValueError(
+        raise UserError(
             f"{model.name} in {model.dtype} needs {model.weight_bytes / 2**30:.1f} GiB of weights and "
             f"{reserve_bytes / 2**30:.1f} GiB of reserve, which leaves no room for a KV block in "
             f"{utilization:.0%} of the {hardware.memory_bytes / 2**30:.1f} GiB of {hardware.name}: choose "

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from engine.core.errors import UserError
 from engine.core.plan import StepPlan, StepResult
 
 
@@ -50,17 +51,17 @@ class RequestSpec:
     def __post_init__(self) -> None:
         for name in ("num_prompt_tokens", "max_tokens", "n"):
             if getattr(self, name) < 1:
-                raise ValueError(
+                raise UserError(
                     f"request {self.request_id}: {name} is {getattr(self, name)}, must be at least 1"
                 )
         if self.num_output_tokens is not None and self.num_output_tokens < 1:
-            raise ValueError(f"request {self.request_id}: num_output_tokens must be at least 1")
+            raise UserError(f"request {self.request_id}: num_output_tokens must be at least 1")
         if self.arrival_ns < 0:
-            raise ValueError(
+            raise UserError(
                 f"request {self.request_id}: arrival_ns is {self.arrival_ns}, must not be negative"
             )
         if self.prompt_token_ids is not None and len(self.prompt_token_ids) != self.num_prompt_tokens:
-            raise ValueError(
+            raise UserError(
                 f"request {self.request_id}: {len(self.prompt_token_ids)} prompt token ids, "
                 f"but num_prompt_tokens is {self.num_prompt_tokens}"
             )
@@ -85,13 +86,13 @@ class Capacity:
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
-            raise ValueError(f"block_size is {self.block_size}, must be at least 1 token")
+            raise UserError(f"block_size is {self.block_size}, must be at least 1 token")
         if self.num_blocks < 1:
-            raise ValueError(
+            raise UserError(
                 "the KV pool has no room for a single block: raise the memory budget or lower the block size"
             )
         if self.num_host_blocks < 0:
-            raise ValueError(f"num_host_blocks is {self.num_host_blocks}, must not be negative")
+            raise UserError(f"num_host_blocks is {self.num_host_blocks}, must not be negative")
 
 
 class Backend(Protocol):

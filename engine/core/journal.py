@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from engine.core.backend import Capacity, RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import Event, Finish, FinishReason, StepPlan, StepResult
 from engine.core.policies.base import Limits, Policies
 from engine.core.request import Request
@@ -21,7 +22,7 @@ from engine.core.scheduler import Scheduler
 VERSION = 1
 
 
-class JournalError(ValueError):
+class JournalError(UserError):
     """A journal that cannot be read; the message names the line."""
 
 

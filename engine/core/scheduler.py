@@ -13,6 +13,7 @@ what time it is, what a token means, or whether the backend is real.
 from __future__ import annotations
 
 from engine.core.backend import Capacity
+from engine.core.errors import UserError
 from engine.core.kv_cache import KVCache
 from engine.core.plan import (
     Batch,
@@ -82,7 +83,7 @@ class Scheduler:
         """
         self._advance(now_ns)
         if request.id in self.requests or request.id in self._ended:
-            raise ValueError(
+            raise UserError(
                 f"request {request.id!r} is already here, or its end has not been told yet: "
                 f"ids must be unique while a request lives"
             )

@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from engine.core.errors import UserError
+
 INTERFACE_NAME = "pagetwin"
 
 PASSED_THROUGH = frozenset(
@@ -33,7 +35,7 @@ PASSED_THROUGH = frozenset(
 """Arguments that models hand to every attention function and that say nothing about how to attend."""
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(UserError):
     """The model cannot be served on the paged pool; the message says what stands in the way."""
 
 

@@ -14,6 +14,7 @@ import torch
 from pagedkv import KVLayout, PagedAttention, Piece, StepLimits, batch_order
 
 from engine.core.backend import Capacity, RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import Chunk, Finish, StepPlan, StepResult
 from engine.core.policies.base import Limits
 from engine.runtime.kernels import Kernels, Reference
@@ -53,9 +54,9 @@ class TorchBackend:
         attention: Kernels = REFERENCE,
     ) -> None:
         if (num_blocks is None) == (memory_bytes is None):
-            raise ValueError("give either num_blocks or memory_bytes, to say how large the KV pool is")
+            raise UserError("give either num_blocks or memory_bytes, to say how large the KV pool is")
         if model.max_positions is not None and limits.max_model_len > model.max_positions:
-            raise ValueError(
+            raise UserError(
                 f"max_model_len is {limits.max_model_len}, {model.name} knows {model.max_positions} positions"
             )
         self.model = model

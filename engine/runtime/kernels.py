@@ -10,6 +10,7 @@ import torch
 from pagedkv import KVLayout, PagedAttention, ReferenceAttention, StepLimits
 from pagedkv.transfers import copy_runs
 
+from engine.core.errors import UserError
 from engine.runtime.sampler import Draw, sample
 
 
@@ -69,11 +70,14 @@ class Triton:
         try:
             from pagedkv.triton_attention import TritonAttention
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"attention=triton cannot run: {error}. Install triton>=3.6,<3.8, or choose "
                 "attention=reference"
             ) from error
-        return TritonAttention(layout, pool, num_q_heads, limits)
+        try:
+            return TritonAttention(layout, pool, num_q_heads, limits)
+        except ValueError as error:  # the kernels know nothing of the engine's errors
+            raise UserError(str(error)) from error
 
     def copy_blocks(
         self, source: torch.Tensor, target: torch.Tensor, src_ids: Sequence[int], dst_ids: Sequence[int]

@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from engine.core.errors import UserError
 from engine.runtime.attention import AttentionShape, UnsupportedModelError, install, probe
 from engine.runtime.linear import PackedLinear, Packing, pack_linears
 
@@ -46,14 +47,14 @@ def load_checkpoint(
     """Load a checkpoint directory: config.json and safetensors, as `save_pretrained` writes them.
 
     Raises:
-        FileNotFoundError: there is no such directory, or config or weights are not in it.
+        UserError: there is no such directory, or config or weights are not in it.
         ValueError: weights that the model needs are missing from the files.
     """
     directory = Path(path)
     if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory}: no config.json here; name a transformers checkpoint directory")
+        raise UserError(f"{directory}: no config.json here; name a transformers checkpoint directory")
     if not any(directory.glob("*.safetensors")):
-        raise FileNotFoundError(
+        raise UserError(
             f"{directory}: a checkpoint directory without weights (no *.safetensors). Put the weights there, "
             "or choose a model with random ones, such as model=tiny_llama"
         )
@@ -63,7 +64,7 @@ def load_checkpoint(
     module, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(
+        raise UserError(
             f"{directory}: {len(missing)} weights are missing from the checkpoint, such as {missing[0]}"
         )
     return prepare(module, device, prepack=prepack)
@@ -86,7 +87,7 @@ def load_dummy(
     """
     config_class = getattr(transformers, architecture, None)
     if not (isinstance(config_class, type) and issubclass(config_class, transformers.PreTrainedConfig)):
-        raise ValueError(f"architecture {architecture!r}: transformers has no config class of this name")
+        raise UserError(f"architecture {architecture!r}: transformers has no config class of this name")
     # transformers draws initial weights from the global generator; fork_rng gives it back as it was.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -154,5 +155,5 @@ def _check_rope(config: Any, max_positions: int | None) -> None:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise ValueError(f"dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
     return DTYPES[name]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from engine.core.errors import UserError
 from engine.core.policies.base import Limits
 
 STATUS = Path("/proc/self/status")
@@ -80,6 +81,4 @@ def _status_bytes(field: str) -> int:
     for line in STATUS.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) << 10  # the file counts in kB
-    raise RuntimeError(
-        f"{STATUS} has no {field}: the memory of this system cannot be profiled; give num_blocks"
-    )
+    raise UserError(f"{STATUS} has no {field}: the memory of this system cannot be profiled; give num_blocks")

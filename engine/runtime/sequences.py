@@ -10,6 +10,7 @@ import numpy as np
 from pagedkv import Piece, batch_order
 
 from engine.core.backend import RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import Chunk, TableUpdate
 
 
@@ -47,14 +48,14 @@ class Sequences:
             ValueError: its id is in use, or a prompt token lies outside the vocabulary.
         """
         if spec.request_id in self.specs:
-            raise ValueError(f"request {spec.request_id}: this id is in use")
+            raise UserError(f"request {spec.request_id}: this id is in use")
         prompt = spec.prompt_token_ids
         if prompt is None:
             prompt = tuple(
                 dummy_prompt(self._seed, spec.request_id, spec.num_prompt_tokens, self._vocab_size)
             )
         elif not 0 <= min(prompt) <= max(prompt) < self._vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"request {spec.request_id}: prompt token ids must be 0 to {self._vocab_size - 1}"
             )
         self.specs[spec.request_id] = spec

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from engine.core.errors import UserError
+
 Floats = NDArray[np.float64]
 
 PERCENTILES = (90, 95, 99)
@@ -84,6 +86,6 @@ def meets(latency: pd.DataFrame, slo_ms: Mapping[str, float]) -> pd.Series:
     good = pd.Series(True, index=latency.index)
     for name, limit_ms in slo_ms.items():
         if name not in ("ttft", "tpot", "e2el"):
-            raise ValueError(f"SLO {name!r} is not known: use ttft, tpot or e2el, in ms")
+            raise UserError(f"SLO {name!r} is not known: use ttft, tpot or e2el, in ms")
         good &= ~(latency[f"{name}_ms"] > limit_ms)
     return good

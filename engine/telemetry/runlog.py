@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.core.backend import Capacity
+from engine.core.errors import UserError
 from engine.telemetry.frames import frames
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.schema import REQUEST_COLUMNS, STEP_COLUMNS, World
@@ -89,9 +90,7 @@ def read_run(directory: Path) -> RunLog:
     requests = _read_parquet(directory / "requests.parquet")
     metadata = steps.schema.metadata or {}
     if b"pagetwin" not in metadata:
-        raise ValueError(
-            f"{directory / 'steps.parquet'} is not a run log: its metadata has no key 'pagetwin'"
-        )
+        raise UserError(f"{directory / 'steps.parquet'} is not a run log: its metadata has no key 'pagetwin'")
     run = json.loads(metadata[b"pagetwin"])
     return RunLog(World(run["world"]), Capacity(**run["capacity"]), _to_frame(steps), _to_frame(requests))
 
@@ -100,7 +99,7 @@ def read_summary(directory: Path) -> dict[str, float]:
     """The metrics of summary.json; null, which stands for undefined, is read as NaN."""
     path = directory / "summary.json"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: {directory} is not the directory of a finished run")
+        raise UserError(f"{path} does not exist: {directory} is not the directory of a finished run")
     values = json.loads(path.read_text(encoding="utf-8"))
     return {
         name: math.nan if value is None else value
@@ -142,7 +141,7 @@ def _write_parquet(frame: pd.DataFrame, schema: pa.Schema, path: Path) -> None:
 
 def _read_parquet(path: Path) -> pa.Table:
     if not path.is_file():
-        raise ValueError(f"{path} does not exist: {path.parent} is not the directory of a finished run")
+        raise UserError(f"{path} does not exist: {path.parent} is not the directory of a finished run")
     return pq.read_table(path)
 
 

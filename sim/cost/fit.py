@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from engine.core.errors import UserError
 from sim.cost.base import StepFeatures
 from sim.cost.fitted import Fitted
 from sim.cost.terms import Coefficients, FitReport, terms
@@ -64,7 +65,7 @@ def fit(
 def _knees(steps: Sequence[StepFeatures]) -> list[int]:
     """Candidates with at least a twentieth of the steps on either side, so that both slopes are measured."""
     if not steps:
-        raise ValueError("no steps to fit a cost model to: calibrate first")
+        raise UserError("no steps to fit a cost model to: calibrate first")
     low, high = np.quantile([step.num_tokens for step in steps], (0.05, 0.95))
     return [knee for knee in KNEES_TOKENS if knee == 0 or low <= knee < high]
 
@@ -78,7 +79,7 @@ def _solve(steps: Sequence[StepFeatures], measured_ns: Floats, knee_tokens: int)
     design = np.array([terms(step, knee_tokens) for step in steps], dtype=np.float64)
     seen = design.any(axis=0)
     if len(steps) < MIN_STEPS_PER_TERM * seen.sum():
-        raise ValueError(
+        raise UserError(
             f"{len(steps)} measured steps are too few for the {seen.sum()} terms that occur in them: "
             f"measure at least {MIN_STEPS_PER_TERM * seen.sum()}"
         )

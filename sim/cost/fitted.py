@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from engine.core.errors import UserError
 from sim.cost.base import StepFeatures
 from sim.cost.terms import Coefficients, FitReport
 
@@ -61,7 +62,7 @@ class Fitted:
             (step.num_blocks_copied, "ns_per_block_copied"),
         ):
             if num_blocks and name in self.report.unmeasured:
-                raise ValueError(
+                raise UserError(
                     f"the cost model has no {name}: no step that it was fitted to did that, "
                     "so calibrate with steps that do"
                 )
@@ -75,23 +76,21 @@ class Fitted:
 
     @classmethod
     def load(cls, path: str | Path) -> Fitted:
-        """Read what `save` wrote; FileNotFoundError or ValueError, naming file and key, otherwise."""
+        """Read what `save` wrote; UserError, naming file and key, otherwise."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(
-                f"no fitted cost model at {path}: run `python -m experiments.calibrate` first"
-            )
+            raise UserError(f"no fitted cost model at {path}: run `python -m experiments.calibrate` first")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON ({error}): calibrate again") from None
+            raise UserError(f"{path}: not JSON ({error}): calibrate again") from None
         if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-            raise ValueError(f"{path}: not a cost model of format {FORMAT}: calibrate again")
+            raise UserError(f"{path}: not a cost model of format {FORMAT}: calibrate again")
         model = _record(cls, document, str(path))
         coefficients = _record(Coefficients, model.coefficients, f"{path}, coefficients")
         for name, value in asdict(coefficients).items():
             if not isinstance(value, int | float) or not value >= 0:
-                raise ValueError(f"{path}, coefficients: {name} is {value!r}, must be a number of at least 0")
+                raise UserError(f"{path}, coefficients: {name} is {value!r}, must be a number of at least 0")
         report = _record(FitReport, model.report, f"{path}, report")
         report = replace(report, unmeasured=tuple(report.unmeasured))
         return replace(model, coefficients=coefficients, report=report)
@@ -106,5 +105,5 @@ def _record(kind: type[T], values: Any, where: str) -> T:
     if not isinstance(values, dict) or values.keys() != names:
         given = set(values) if isinstance(values, dict) else set()
         missing, unknown = sorted(names - given), sorted(given - names)
-        raise ValueError(f"{where}: missing keys {missing}, unknown keys {unknown}: calibrate again")
+        raise UserError(f"{where}: missing keys {missing}, unknown keys {unknown}: calibrate again")
     return kind(**values)

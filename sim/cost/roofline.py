@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.core.errors import UserError
 from sim.cost.base import StepFeatures
 from sim.hardware import Hardware, ModelShape
 
@@ -22,7 +23,7 @@ class Roofline:
 
     def __init__(self, model: ModelShape, hardware: Hardware, block_size: int) -> None:
         if block_size < 1:
-            raise ValueError(f"block_size is {block_size}, must be at least 1 token")
+            raise UserError(f"block_size is {block_size}, must be at least 1 token")
         ns_per_flop = 1e9 / hardware.flops(model.dtype)
         ns_per_byte = 1e9 / hardware.memory_bytes_per_s
         block_bytes = model.block_bytes(block_size)

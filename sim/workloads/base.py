@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.core.backend import RequestSpec
+from engine.core.errors import UserError
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 
-class WorkloadError(ValueError):
+class WorkloadError(UserError):
     """A trace or an option that cannot be used; raised before the first request is served."""
 
 

@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch import nn
 
+from engine.core.errors import UserError
 from engine.runtime import linear
 from engine.runtime.attention import UnsupportedModelError, paged_attention
 from engine.runtime.backend import TorchBackend
@@ -131,11 +132,11 @@ def test_a_checkpoint_directory_is_served(tmp_path):
 
 
 def test_checkpoint_directories_that_lack_something(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: no config\.json here"):
+    with pytest.raises(UserError, match=r"nowhere: no config\.json here"):
         load_checkpoint(tmp_path / "nowhere")
     model = build("llama")
     model.config.save_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: a checkpoint directory without weights"):
+    with pytest.raises(UserError, match=f"{tmp_path}: a checkpoint directory without weights"):
         load_checkpoint(tmp_path)
     weights = {name: x for name, x in model.state_dict().items() if "layers.1.mlp" not in name}
     model.save_pretrained(tmp_path, state_dict=weights)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.core.errors import UserError
 from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
@@ -247,7 +248,7 @@ def test_damaged_file_is_named(tmp_path: Path, damage: Callable[[str], str], mes
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no fitted cost model at .*nowhere.json: run `python -m"):
+    with pytest.raises(UserError, match=r"no fitted cost model at .*nowhere.json: run `python -m"):
         Fitted.load(tmp_path / "nowhere.json")
 
 

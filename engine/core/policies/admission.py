@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.core.errors import UserError
 from engine.core.policies.base import State
 from engine.core.request import Request
 
@@ -83,7 +84,7 @@ class Watermark:
 
     def __post_init__(self) -> None:
         if not 0 <= self.fraction < 1:
-            raise ValueError(f"admission.fraction is {self.fraction}, must be at least 0 and below 1")
+            raise UserError(f"admission.fraction is {self.fraction}, must be at least 0 and below 1")
 
     def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
         """More tokens in a step than the window, or more blocks than the pool without the watermark."""

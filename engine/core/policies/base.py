@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from engine.core.errors import UserError
 from engine.core.kv_cache import KVCache
 from engine.core.request import Request
 
@@ -28,9 +29,9 @@ class Limits:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
             if getattr(self, name) < 1:
-                raise ValueError(f"limits.{name} is {getattr(self, name)}, must be at least 1")
+                raise UserError(f"limits.{name} is {getattr(self, name)}, must be at least 1")
         if self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
+            raise UserError(
                 f"limits.max_num_batched_tokens ({self.max_num_batched_tokens}) is less than "
                 f"limits.max_num_seqs ({self.max_num_seqs}): a step could not give every sequence one token"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from engine.core.errors import UserError
 from engine.core.request import Request
 
 NS_PER_S = 1_000_000_000
@@ -39,7 +40,7 @@ class Priority:
 
     def __post_init__(self) -> None:
         if self.ageing_per_s < 0:
-            raise ValueError(f"order.ageing_per_s is {self.ageing_per_s}, must not be negative")
+            raise UserError(f"order.ageing_per_s is {self.ageing_per_s}, must not be negative")
 
     @property
     def ages(self) -> bool:
