@@ -111,7 +111,7 @@ def paged_attention(
     if layer is None:
         raise UnsupportedModelError(f"{type(module).__name__} does not know its layer_idx")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    options = AttentionOptions(scale, sliding_window, softcap, s_aux)
+    options = AttentionOptions(scale, sliding_window, softcap=softcap, sinks=s_aux)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     out = attend(layer, query, key, value, options)
     return out[None], None

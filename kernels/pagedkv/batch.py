@@ -13,9 +13,13 @@ import numpy as np
 import torch
 
 from pagedkv.layout import KVLayout
+from pagedkv.options import AttentionOptions
 
 MAX_PADDING = 1.5
 """Decodes share a group while the longest has at most this many times the blocks of the shortest."""
+
+Reach = tuple[int | None, int | None]
+"""A sliding window and a chunk size: how far back queries see."""
 
 
 class Piece(NamedTuple):
@@ -50,26 +54,31 @@ class Group:
     """Pool rows to gather, `(num_layers, 2 * num_seqs * num_blocks)`: all K rows of a layer, then all V rows.
     None: the context is the new tokens, nothing is to be read."""
     device: torch.device
-    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    masks: dict[Reach, torch.Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    def mask(self, options: AttentionOptions, dtype: torch.dtype) -> torch.Tensor | None:
         """What to add to the scores, `(num_seqs, 1, num_queries, num_slots)`: 0 or -inf; None if it would be
         0.
 
-        A query at position p sees positions p - window < s <= p.
+        A query at position p sees the positions `options.first_seen(p)` to p.
         """
-        if window is not None and window >= self.num_slots:
-            window = None
-        if window not in self.masks:
-            self.masks[window] = self._mask(window, dtype)
-        return self.masks[window]
+        reach = self.reach(options)
+        if reach not in self.masks:
+            self.masks[reach] = self._mask(options, dtype)
+        return self.masks[reach]
 
-    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    def reach(self, options: AttentionOptions) -> Reach:
+        """Window and chunk size, each None where it is too large to hide anything from this group."""
+        window, chunk = options.sliding_window, options.chunk_size
+        return (
+            None if window is None or window >= self.num_slots else window,
+            None if chunk is None or chunk >= self.num_slots else chunk,
+        )
+
+    def _mask(self, options: AttentionOptions, dtype: torch.dtype) -> torch.Tensor | None:
         slots = torch.arange(self.num_slots)
         queries = (self.ends[:, None] - self.num_queries + torch.arange(self.num_queries))[:, None, :, None]
-        hidden = slots > queries
-        if window is not None:
-            hidden |= slots <= queries - window
+        hidden = (slots > queries) | (slots < options.first_seen(queries))
         if not hidden.any():
             return None
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))

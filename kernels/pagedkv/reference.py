@@ -109,12 +109,11 @@ def _attend_fused(
     group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions
 ) -> torch.Tensor:
     keys, values = (x.expand(query.shape[0], -1, -1, -1) for x in (keys, values))
-    window = options.sliding_window
-    if group.rows is None and (window is None or window >= group.num_slots):
+    if group.rows is None and group.reach(options) == (None, None):
         return functional.scaled_dot_product_attention(
             query, keys, values, is_causal=group.num_queries > 1, scale=options.scaling
         )
-    mask = group.mask(window, query.dtype)
+    mask = group.mask(options, query.dtype)
     return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=options.scaling)
 
 
@@ -129,7 +128,7 @@ def _attend_scores(
     scores = torch.matmul(query, keys.transpose(2, 3)) * options.scaling
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
-    mask = group.mask(options.sliding_window, query.dtype)
+    mask = group.mask(options, query.dtype)
     if mask is not None:
         scores = scores + mask
     if sinks is not None:

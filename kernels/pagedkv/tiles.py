@@ -276,6 +276,7 @@ def check_attention(
         assert options.sinks.shape == (num_kv_heads * group,), f"sinks are {tuple(options.sinks.shape)}"
     window = options.sliding_window
     assert window is None or window >= 1, f"a sliding window of {window} tokens"
+    assert options.chunk_size is None, "these kernels know no chunks"
 
 
 def paged_attention_reference(
@@ -314,10 +315,12 @@ def _piece_reference(
     scores = torch.einsum("qhgd,shd->hgqs", grouped, keys) * options.scaling
     if options.softcap is not None:
         scores = options.softcap * torch.tanh(scores / options.softcap)
-    distance = start + torch.arange(len(query))[:, None] - torch.arange(len(keys))
-    hidden = distance < 0
+    asking, seen = start + torch.arange(len(query))[:, None], torch.arange(len(keys))
+    hidden = seen > asking
     if options.sliding_window is not None:
-        hidden |= distance >= options.sliding_window
+        hidden |= asking - seen >= options.sliding_window
+    if options.chunk_size is not None:
+        hidden |= asking // options.chunk_size != seen // options.chunk_size
     weights = scores.masked_fill(hidden, float("-inf"))
     if options.sinks is not None:
         sinks = options.sinks.double().cpu().view(keys.shape[1], -1, 1, 1).expand(*scores.shape[:3], 1)

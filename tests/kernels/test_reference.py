@@ -18,6 +18,8 @@ def plain(query, keys, values, options):
     out = torch.empty(query.shape, dtype=torch.float64)
     per_kv_head = len(query) // keys.shape[1]
     first = 0 if options.sliding_window is None else max(0, len(keys) - options.sliding_window)
+    if options.chunk_size is not None:
+        first = max(first, (len(keys) - 1) // options.chunk_size * options.chunk_size)
     for head, q in enumerate(query.double()):
         k, v = (x[first:, head // per_kv_head].double() for x in (keys, values))
         scores = [float(q @ row) * options.scaling for row in k]
@@ -80,9 +82,13 @@ MIXED = [(9, 1), (0, 5), (30, 1), (7, 6), (8, 1), (0, 1), (3, 1), (16, 4), (31, 
 OPTIONS = {
     "plain": AttentionOptions(0.35),
     "window": AttentionOptions(0.35, sliding_window=5),
+    "chunks of 1": AttentionOptions(0.35, chunk_size=1),
+    "chunks of 6": AttentionOptions(0.35, chunk_size=6),  # no multiple of the block size
+    "chunks of 8": AttentionOptions(0.35, chunk_size=8),
+    "chunks and window": AttentionOptions(0.35, sliding_window=4, chunk_size=7),
     "softcap": AttentionOptions(0.35, softcap=2.0),
     "sinks": AttentionOptions(0.35, sinks=torch.linspace(-2, 2, NUM_Q_HEADS)),
-    "all": AttentionOptions(0.2, sliding_window=3, softcap=1.0, sinks=torch.linspace(-1, 3, NUM_Q_HEADS)),
+    "all": AttentionOptions(0.2, 3, 5, softcap=1.0, sinks=torch.linspace(-1, 3, NUM_Q_HEADS)),
 }
 
 
@@ -92,6 +98,23 @@ def test_attention_equals_plain_attention(name, shapes):
     case = Case(shapes, torch.float32)
     order, _, out = case.run(OPTIONS[name])
     torch.testing.assert_close(out.double(), case.expected(order, OPTIONS[name]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("position", "window", "chunk", "first"),
+    [
+        (7, None, None, 0),
+        (7, None, 8, 0),
+        (8, None, 8, 8),
+        (9, None, 8, 8),
+        (15, 3, 8, 13),
+        (9, 3, 8, 8),
+        (9, 1, 8, 9),
+        (2, 9, 9, 0),
+    ],
+)
+def test_first_seen(position, window, chunk, first):
+    assert int(AttentionOptions(1.0, window, chunk).first_seen(torch.tensor(position))) == first
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

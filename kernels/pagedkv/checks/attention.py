@@ -82,8 +82,8 @@ def run(setting: Setting, device: torch.device) -> None:
     options = AttentionOptions(
         setting.head_dim**-0.5,
         setting.window,
-        setting.softcap,
-        randn((setting.num_q_heads,), setting.dtype, device, 5) if setting.sinks else None,
+        softcap=setting.softcap,
+        sinks=randn((setting.num_q_heads,), setting.dtype, device, 5) if setting.sinks else None,
     )
     num_tokens = sum(piece.num_tokens for piece in pieces)
     query = query_of(setting, num_tokens, device)
