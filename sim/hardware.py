@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.core.backend import Capacity
 from engine.core.errors import UserError
@@ -12,8 +13,30 @@ BYTES_PER_ELEMENT: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 
 
 
 @dataclass(frozen=True, slots=True)
+class Efficiency:
+    """What one operator reaches of the two ceilings of an accelerator, as shares of the data sheet."""
+
+    compute: float
+    """Of the dense peak of the data type, by a large batch."""
+    memory: float
+    """Of the memory bandwidth, by a small one."""
+
+    def __post_init__(self) -> None:
+        for name in ("compute", "memory"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}, must be a share in (0, 1]")
+
+
+class Ceilings(NamedTuple):
+    """What an operator takes at best for one unit of its work."""
+
+    ns_per_flop: float
+    ns_per_byte: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hardware:
-    """One accelerator: what its data sheet promises, and the share of it that kernels reach."""
+    """One accelerator: what its data sheet promises, and the share of it that each operator reaches."""
 
     name: str
     peak_flops: Mapping[str, float]
@@ -22,37 +45,45 @@ class Hardware:
     host_link_bytes_per_s: float
     """To or from the host, one way."""
     memory_bytes: int
-    compute_efficiency: float
-    """Share of the peak that large matrix products reach."""
-    memory_efficiency: float
-    """Share of the memory bandwidth that small batches and decode attention reach."""
+    linear: Efficiency
+    """The matrix products of the layers."""
+    prefill_attention: Efficiency
+    decode_attention: Efficiency
+    lm_head: Efficiency
+    """The output projection."""
     link_efficiency: float
     transfer_latency_ns: int
     """Start of one copy of blocks."""
+    layer_overhead_ns: int
+    """What a layer takes beside its matrix products and its attention, however small the batch."""
     step_overhead_ns: int
-    """Launches and host work of a step, whatever its size."""
+    """The same for what a step does once, however many layers the model has."""
 
     def __post_init__(self) -> None:
         for name in ("memory_bandwidth_bytes_per_s", "host_link_bytes_per_s", "memory_bytes"):
             if getattr(self, name) <= 0:
                 raise UserError(f"hardware {self.name}: {name} is {getattr(self, name)}, must be positive")
-        for name in ("compute_efficiency", "memory_efficiency", "link_efficiency"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"hardware {self.name}: {name} is {getattr(self, name)}, must lie in (0, 1]")
+        for name in ("transfer_latency_ns", "layer_overhead_ns", "step_overhead_ns"):
+            if getattr(self, name) < 0:
+                raise UserError(
+                    f"hardware {self.name}: {name} is {getattr(self, name)}, must not be negative"
+                )
+        if not 0 < self.link_efficiency <= 1:
+            raise UserError(
+                f"hardware {self.name}: link_efficiency is {self.link_efficiency}, must lie in (0, 1]"
+            )
 
-    def flops(self, dtype: str) -> float:
-        """FLOP/s that large matrix products reach; ValueError if the data sheet lacks the type."""
+    def ceilings(self, operator: Efficiency, dtype: str) -> Ceilings:
+        """The rates that an operator reaches, as times; UserError if the data sheet lacks the type."""
         if dtype not in self.peak_flops:
             raise UserError(
                 f"hardware {self.name} has no peak_flops for {dtype}: "
                 f"choose one of {', '.join(self.peak_flops)}"
             )
-        return self.peak_flops[dtype] * self.compute_efficiency
-
-    @property
-    def memory_bytes_per_s(self) -> float:
-        """Memory bandwidth that kernels reach."""
-        return self.memory_bandwidth_bytes_per_s * self.memory_efficiency
+        return Ceilings(
+            1e9 / (self.peak_flops[dtype] * operator.compute),
+            1e9 / (self.memory_bandwidth_bytes_per_s * operator.memory),
+        )
 
     @property
     def link_bytes_per_s(self) -> float:

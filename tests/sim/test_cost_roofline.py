@@ -7,7 +7,7 @@ import pytest
 from engine.core.plan import Transfer, TransferKind
 from sim.cost.base import StepFeatures, features
 from sim.cost.roofline import Roofline
-from sim.hardware import Hardware, ModelShape
+from sim.hardware import Efficiency, Hardware, ModelShape
 from tests.sim.plans import decode, make_plan, prefill
 
 A100 = Hardware(
@@ -16,10 +16,13 @@ A100 = Hardware(
     memory_bandwidth_bytes_per_s=2.039e12,
     host_link_bytes_per_s=32e9,
     memory_bytes=80 * 2**30,
-    compute_efficiency=1.0,
-    memory_efficiency=1.0,
+    linear=Efficiency(1.0, 1.0),
+    prefill_attention=Efficiency(1.0, 1.0),
+    decode_attention=Efficiency(1.0, 1.0),
+    lm_head=Efficiency(1.0, 1.0),
     link_efficiency=1.0,
     transfer_latency_ns=10_000,
+    layer_overhead_ns=0,
     step_overhead_ns=0,
 )
 LLAMA2_7B = ModelShape(
@@ -83,20 +86,45 @@ def test_transfers() -> None:
     assert MODEL.transfer_ns(4) == round(4 * 2**23 / 32e9 * 1e9 + 10_000)
 
 
-def test_overhead_is_paid_once_by_a_step_that_does_something() -> None:
-    model = Roofline(LLAMA2_7B, replace(A100, step_overhead_ns=700_000), 16)
-    assert model.parts_ns(features(make_plan([prefill("a", 5)])))["overhead"] == 700_000
+@pytest.mark.parametrize("num_layers", [1, 32, 80])
+def test_overhead_goes_with_the_layers(num_layers: int) -> None:
+    hardware = replace(A100, layer_overhead_ns=30_000, step_overhead_ns=46_000)
+    model = Roofline(replace(LLAMA2_7B, num_layers=num_layers), hardware, 16)
+    overhead_ns = num_layers * 30_000 + 46_000
+    assert model.parts_ns(features(make_plan([prefill("a", 5)])))["overhead"] == overhead_ns
+    assert model.parts_ns(features(make_plan([prefill("a", 500), decode("b", 9)])))["overhead"] == overhead_ns
+
+
+def test_a_step_without_tokens_launches_no_layer() -> None:
+    model = Roofline(LLAMA2_7B, replace(A100, layer_overhead_ns=30_000, step_overhead_ns=46_000), 16)
     assert sum(model.parts_ns(StepFeatures(*([0] * 11))).values()) == 0
+    moving = make_plan(transfers=[Transfer(TransferKind.SWAP_OUT, "a", (1,), (1,))])
+    assert set(nonzero(model.parts_ns(features(moving)))) == {"transfers"}
 
 
-def test_efficiency_divides() -> None:
-    half = Roofline(
-        LLAMA2_7B, replace(A100, compute_efficiency=0.5, memory_efficiency=0.5, link_efficiency=0.5), 16
-    )
-    plan = make_plan([prefill("a", 500), decode("b", 50)])
-    assert sum(half.parts_ns(features(plan)).values()) == pytest.approx(
-        2 * sum(MODEL.parts_ns(features(plan)).values())
-    )
+@pytest.mark.parametrize(
+    ("operator", "part"),
+    [
+        ("linear", "linear"),
+        ("prefill_attention", "attention_prefill"),
+        ("decode_attention", "attention_decode"),
+        ("lm_head", "lm_head"),
+    ],
+)
+@pytest.mark.parametrize("num_tokens", [2, 4000])
+def test_efficiency_belongs_to_an_operator(operator: str, part: str, num_tokens: int) -> None:
+    """Half of both ceilings doubles the operator's own part, memory-bound or not, and no other."""
+    slow = Roofline(LLAMA2_7B, replace(A100, **{operator: Efficiency(0.5, 0.5)}), 16)
+    step = features(make_plan([prefill("a", num_tokens), decode("b", 50)]))
+    before, after = MODEL.parts_ns(step), slow.parts_ns(step)
+    assert after[part] == pytest.approx(2 * before[part])
+    assert {name for name in before if after[name] != before[name]} == {part}
+
+
+def test_recomputation_is_priced_with_the_efficiency_of_its_operators() -> None:
+    slow = Roofline(LLAMA2_7B, replace(A100, prefill_attention=Efficiency(0.5, 1.0)), 16)
+    pairs_ns = 4 * 32 * 4096 * (512 * 513 / 2) / 312e12 * 1e9
+    assert slow.recompute_ns(512) - MODEL.recompute_ns(512) == pytest.approx(pairs_ns, abs=1)
 
 
 def test_recomputation_against_swapping() -> None:

@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from engine.core.backend import Capacity
-from sim.hardware import Hardware, ModelShape, kv_capacity, num_kv_blocks
+from engine.core.errors import UserError
+from sim.hardware import Efficiency, Hardware, ModelShape, kv_capacity, num_kv_blocks
 
 CONF = Path(__file__).parents[2] / "conf"
 HARDWARE = sorted(path.stem for path in (CONF / "hardware").glob("*.yaml"))
@@ -34,8 +35,29 @@ def test_hardware_is_plain_numbers(name: str) -> None:
     hardware = load_hardware(name)
     assert type(hardware.peak_flops) is dict
     assert all(type(flops) is float for flops in hardware.peak_flops.values())
-    assert hardware.flops("bfloat16") == hardware.peak_flops["bfloat16"] * hardware.compute_efficiency
-    assert hardware.link_bytes_per_s < hardware.memory_bytes_per_s < hardware.memory_bandwidth_bytes_per_s
+    assert hardware.link_bytes_per_s < hardware.host_link_bytes_per_s < hardware.memory_bandwidth_bytes_per_s
+
+
+@pytest.mark.parametrize("name", HARDWARE)
+def test_each_operator_has_its_own_ceilings(name: str) -> None:
+    """Attention is the one that reaches least of the peak, and was measured so."""
+    hardware = load_hardware(name)
+    linear = hardware.ceilings(hardware.linear, "bfloat16")
+    prefill = hardware.ceilings(hardware.prefill_attention, "bfloat16")
+    peak_flops = hardware.peak_flops["bfloat16"]
+    assert linear.ns_per_flop == pytest.approx(1e9 / peak_flops / hardware.linear.compute)
+    assert prefill.ns_per_flop > 1.5 * linear.ns_per_flop
+    assert linear.ns_per_byte > 1e9 / hardware.memory_bandwidth_bytes_per_s
+
+
+def test_prefill_attention_of_an_a100_is_what_was_measured() -> None:
+    """4,096 tokens from position 0, one layer of Llama-2-7B: 1.03 ms in Frontier's profile of an A800."""
+    model, hardware = replace(load_model("llama2_7b"), num_layers=1), load_hardware("a100_80gb")
+    num_pairs = 4096 * 4097 // 2
+    ceilings = hardware.ceilings(hardware.prefill_attention, "float16")
+    assert num_pairs * model.flops_per_attention_pair * ceilings.ns_per_flop == pytest.approx(
+        1.03e6, rel=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,9 +111,11 @@ def test_bad_values_are_named() -> None:
     with pytest.raises(
         ValueError, match="A100-80GB has no peak_flops for float8_e4m3: choose one of float32, bfloat16"
     ):
-        hardware.flops("float8_e4m3")
-    with pytest.raises(ValueError, match=r"memory_efficiency is 1\.5"):
-        replace(hardware, memory_efficiency=1.5)
+        hardware.ceilings(hardware.linear, "float8_e4m3")
+    with pytest.raises(UserError, match=r"compute is 70, must be a share"):
+        Efficiency(70, 0.8)
+    with pytest.raises(UserError, match="layer_overhead_ns is -1"):
+        replace(hardware, layer_overhead_ns=-1)
     with pytest.raises(ValueError, match="host_link_bytes_per_s is 0"):
         replace(hardware, host_link_bytes_per_s=0)
     with pytest.raises(ValueError, match="kv_dtype int3 is unknown: choose one of float32"):
