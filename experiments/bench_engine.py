@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,6 +79,7 @@ class Recorder:
     outputs: Outputs = field(default_factory=dict)
     parts_ns: dict[str, float] = field(default_factory=dict)
     num_steps: int = 0
+    committed_ns: int = 0
 
     def arrived(self, spec: RequestSpec, now_ns: int) -> None:
         """Make room for its tokens."""
@@ -89,9 +90,16 @@ class Recorder:
     ) -> None:
         """Take the sampled tokens."""
         self.num_steps += 1
+        self.committed_ns = end_ns
         for (request_id, _), token_id in (result.token_ids or {}).items():
             self.outputs[request_id].append(token_id)
-        parts_ns = {**result.parts_ns, "planning": end_ns - start_ns - result.duration_ns}
+        self._add({**result.parts_ns, "planning": end_ns - start_ns - result.duration_ns})
+
+    def closed(self, now_ns: int) -> None:
+        """Commit and observers are done."""
+        self._add({"bookkeeping": now_ns - self.committed_ns})
+
+    def _add(self, parts_ns: Mapping[str, float]) -> None:
         for name, part_ns in parts_ns.items():
             self.parts_ns[name] = self.parts_ns.get(name, 0.0) + part_ns
 

@@ -42,6 +42,9 @@ class ProgressBar:
         if monotonic() >= self._next_s:
             self._draw()
 
+    def closed(self, now_ns: int) -> None:
+        """Nor are periods."""
+
     def _draw(self) -> None:
         if not self._progress.tasks:
             self._progress.start()

@@ -69,7 +69,16 @@ class SimulatedBackend:
 
     def _priced(self, step: StepFeatures, finished: tuple[Finish, ...]) -> StepResult:
         parts_ns = self._cost.parts_ns(step)
-        return StepResult(round(sum(parts_ns.values())), finished, None, parts_ns)
+        duration_ns = round(sum(parts_ns.values()))
+        transfer_ns = duration_ns - self._without_transfers_ns(step) if step.num_transfers else 0
+        return StepResult(duration_ns, finished, None, parts_ns, transfer_ns)
+
+    def _without_transfers_ns(self, step: StepFeatures) -> int:
+        """What the step would take if it moved nothing: the rest is transfer time that is not hidden."""
+        alone = step._replace(
+            num_blocks_swapped_out=0, num_blocks_swapped_in=0, num_blocks_copied=0, num_transfers=0
+        )
+        return round(sum(self._cost.parts_ns(alone).values()))
 
     def _steps_to_an_end(self, plan: StepPlan) -> int:
         """Executions of a plan of decodes up to the one in which the first sequence ends."""

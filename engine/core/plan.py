@@ -226,6 +226,8 @@ class StepResult(NamedTuple):
     """The token sampled for each (request, sequence); None in simulation, where only numbers are known."""
     parts_ns: Mapping[str, float] = NO_PARTS
     """The duration as a named sum (linear, attention, transfers, ...), where the backend can tell."""
+    transfer_ns: int = 0
+    """The part of the duration that the plan's transfers took."""
     earlier: Sequence[StepResult] = ()
     """Of a leap: the results of the executions before this one, in none of which a sequence ended.
 

@@ -21,7 +21,15 @@ class Observer(Protocol):
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:
-        """A step was committed, which lasted from `start_ns` to `end_ns`."""
+        """A step was committed, which was planned at `start_ns` and committed at `end_ns`."""
+        ...
+
+    def closed(self, now_ns: int) -> None:
+        """The period of the step last told of is over: the driver looks for the next one.
+
+        A period is planning, execution, commit and what the observers did about it. The periods of busy steps
+        follow one another without a gap; what lies between two periods is idle time.
+        """
         ...
 
 
@@ -41,6 +49,7 @@ class Serving:
         self.backend = backend
         self._leaper = backend if isinstance(backend, LeapingBackend) else None
         self.observers = observers
+        self._has_open_period = False
 
     def arrive(self, spec: RequestSpec, now_ns: int) -> None:
         """A request enters; if it can never fit, the scheduler says so in the events of the next step."""
@@ -57,10 +66,15 @@ class Serving:
         return self.scheduler.abort(request_id, now_ns)
 
     def begin(self, now_ns: int, quiet_ns: int | None = None) -> Flight | None:
-        """Plan a step and hand it to the backend; None if there is nothing to do.
+        """Close the period of the last step, plan another and hand it to the backend; None if there is
+        nothing to do.
 
         A driver that knows that nobody will arrive for `quiet_ns` says so, if it has a backend that leaps.
         """
+        if self._has_open_period:
+            self._has_open_period = False
+            for observer in self.observers:
+                observer.closed(now_ns)
         plan = self.scheduler.schedule(now_ns)
         if plan is None:
             return None
@@ -80,4 +94,5 @@ class Serving:
                 self.backend.drop(event.request_id)
         for observer in self.observers:
             observer.stepped(flight.plan, result, flight.start_ns, now_ns, events)
+        self._has_open_period = True
         return events

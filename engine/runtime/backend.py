@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
@@ -15,7 +15,7 @@ from pagedkv import KVLayout, PagedAttention, Piece, StepLimits, batch_order
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
-from engine.core.plan import Chunk, Finish, StepPlan, StepResult
+from engine.core.plan import Chunk, Finish, StepPlan, StepResult, Transfer
 from engine.core.policies.base import Limits
 from engine.runtime.kernels import Kernels, Reference
 from engine.runtime.model import LoadedModel
@@ -23,6 +23,7 @@ from engine.runtime.pools import Pools
 from engine.runtime.profiling import MemoryProfile, largest_step, peak_bytes
 from engine.runtime.sampler import Draw, finish_reason
 from engine.runtime.sequences import Sequences
+from engine.runtime.timing import timed
 
 REFERENCE = Reference()
 
@@ -107,7 +108,7 @@ class TorchBackend:
     def _execute(self, plan: StepPlan) -> StepResult:
         times = [perf_counter_ns()]
         self.sequences.update(plan.updates)
-        self.pools.execute(plan.transfers)
+        transfer_ns = self._transfer(plan.transfers)
         times.append(perf_counter_ns())
         token_ids: dict[tuple[str, int], int] = {}
         if plan.chunks:
@@ -121,7 +122,16 @@ class TorchBackend:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         times.append(perf_counter_ns())
-        return StepResult(times[-1] - times[0], finished, token_ids, self._parts_ns(times))
+        duration_ns = times[-1] - times[0]
+        return StepResult(
+            duration_ns, finished, token_ids, self._parts_ns(times), min(transfer_ns(), duration_ns)
+        )
+
+    def _transfer(self, transfers: Sequence[Transfer]) -> Callable[[], int]:
+        """Queue the copies of a step; the time that they took, once the device has been synchronized."""
+        if not transfers:
+            return lambda: 0
+        return timed(self.model.device, partial(self.pools.execute, transfers))
 
     def _draws(
         self, chunks: Sequence[Chunk], last_rows: Mapping[tuple[str, int], int]

@@ -11,27 +11,27 @@ from engine.runtime.clock import Clock
 
 
 def serve(serving: Serving, specs: Iterable[RequestSpec], clock: Clock) -> int:
-    """Serve a trace to its end; the time at which the last step ended, in nanoseconds of the clock.
+    """Serve a trace to its end; the time at which the last step's period ended, in nanoseconds of the clock.
 
-    A step begins at the time the previous one ended, so that planning and bookkeeping count towards the step
-    periods; only after idling does it begin at the time read from the clock.
+    Tokens are dated by the reading at which their step is committed. The reading after that, when commit and
+    observers have done their work, ends the period of the step and begins that of the next. So a period holds
+    the planning, execution and bookkeeping of its own step, and busy periods leave no gap. Who has arrived by
+    the beginning of a period can be in its step, in the simulation as here.
 
     Raises:
         RuntimeError: requests are outstanding, none can run, and none is to come (law 6).
     """
     pending = deque(sorted(specs, key=lambda spec: (spec.arrival_ns, spec.request_id)))
-    now_ns = clock.now_ns()
     while True:
+        now_ns = clock.now_ns()
         while pending and pending[0].arrival_ns <= now_ns:
             serving.arrive(pending.popleft(), now_ns)
         flight = serving.begin(now_ns)
         if flight is not None:
             result = serving.collect(flight)
-            now_ns = clock.now_ns()
-            serving.finish(flight, result, now_ns)
+            serving.finish(flight, result, clock.now_ns())
         elif pending:
             clock.wait_until(pending[0].arrival_ns)
-            now_ns = clock.now_ns()
         elif serving.scheduler.is_idle:
             return now_ns
         else:

@@ -86,14 +86,13 @@ def preemptions_per_request(requests: pd.DataFrame) -> dict[int, int]:
 def preemption_metrics(log: RunLog) -> dict[str, float]:
     """Preemptions by kind and what they cost.
 
-    recompute_tax = recomputed tokens / all tokens computed. swap_tax = the `transfers` part of the step
-    times / busy time, which holds copy-on-write copies as well; NaN if the backend names no such part.
+    recompute_tax = recomputed tokens / all tokens computed. swap_tax = transfer time that is not hidden /
+    busy time; transfers are swaps and the copies of copy-on-write.
     """
     steps, requests = log.steps, log.requests
     num_swap, num_recompute = (int(steps[f"num_{kind}_preemptions"].sum()) for kind in ("swap", "recompute"))
     times = requests["num_swap_preemptions"] + requests["num_recompute_preemptions"]
     num_lost, num_recomputed = int(steps["num_lost_tokens"].sum()), int(steps["num_recomputed_tokens"].sum())
-    transfers_ns = float(steps["part_transfers_ns"].sum()) if "part_transfers_ns" in steps else np.nan
     return {
         "num_preemptions": num_swap + num_recompute,
         "num_swap_preemptions": num_swap,
@@ -109,7 +108,7 @@ def preemption_metrics(log: RunLog) -> dict[str, float]:
         "num_blocks_copied": int(steps["num_blocks_copied"].sum()),
         "num_recomputed_tokens": num_recomputed,
         "recompute_tax": _ratio(num_recomputed, int(steps["num_tokens"].sum())),
-        "swap_tax": _ratio(transfers_ns, float(steps["duration_ns"].sum())),
+        "swap_tax": _ratio(float(steps["transfer_ns"].sum()), float(steps["duration_ns"].sum())),
     }
 
 

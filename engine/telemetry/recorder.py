@@ -23,8 +23,10 @@ from engine.core.plan import (
     TransferKind,
 )
 from engine.telemetry.record import RequestRecord
-from engine.telemetry.schema import Phase
+from engine.telemetry.schema import PLANNED, Phase
 
+CLOSED = PLANNED.index("closed_ns") - len(PLANNED)
+"""Where the end of the last step's period is, counted from the end of `Recorder.steps`."""
 TokenOwner = str | tuple[str, int]
 """Who gains a token: a request, or (request, sequence) where it has several."""
 
@@ -102,16 +104,21 @@ class Recorder:
             self.token_runs.extend((self.num_steps, len(self.token_owners)))
             self.token_owners += owners
         row: tuple[int, ...] = (
-            plan.step_id, start_ns, end_ns, result.duration_ns, plan.num_tokens, prefill_tokens,
-            recomputed_tokens, context_tokens, pairs, num_seqs, *plan.after,
+            plan.step_id, start_ns, end_ns, end_ns, result.duration_ns, result.transfer_ns, plan.num_tokens,
+            prefill_tokens, recomputed_tokens, context_tokens, pairs, num_seqs, *plan.after,
         )  # fmt: skip
+        first_step = self.num_steps
         if result.earlier:
             row = self._leap(plan, result, row)
         self.steps.extend(row)
         self._price(result)
         if events or result.finished:
-            self._leave(events, result.finished, start_ns)
+            self._leave(events, result.finished, start_ns, first_step)
         self.num_steps += 1
+
+    def closed(self, now_ns: int) -> None:
+        """The period of the last step is over."""
+        self.steps[CLOSED] = now_ns
 
     def _price(self, result: StepResult) -> None:
         """Log the parts of a duration."""
@@ -125,17 +132,18 @@ class Recorder:
 
         `row` is that of the first, with the end of the leap.
         """
-        step_id, start_ns, end_ns, _, num_tokens, _, _, context_tokens, _, num_seqs, *after = row
-        num_free, num_kv_tokens = plan.after.num_free_blocks, plan.after.num_kv_tokens
+        step_id, start_ns, end_ns, *_ = row
+        context_tokens, _, num_seqs, *queues, num_free, num_free_host, num_kv_tokens = row[9:]
+        num_tokens = plan.num_tokens
         growth = self._growth(plan, len(result.earlier) + 1)
         for i, part in enumerate((*result.earlier, result)):
             num_free -= growth[i]
             is_last = part is result
             part_end_ns = end_ns if is_last else start_ns + part.duration_ns
             row = (
-                step_id + i, start_ns, part_end_ns, part.duration_ns, num_tokens, 0, 0,
-                context_tokens + i * num_seqs, 0, num_seqs, *after[:3], num_free, after[4],
-                num_kv_tokens + i * num_tokens,
+                step_id + i, start_ns, part_end_ns, part_end_ns, part.duration_ns, part.transfer_ns,
+                num_tokens, 0, 0, context_tokens + i * num_seqs, 0, num_seqs,
+                *queues, num_free, num_free_host, num_kv_tokens + i * num_tokens,
             )  # fmt: skip
             start_ns = part_end_ns
             if not is_last:
@@ -199,8 +207,13 @@ class Recorder:
         for request_id in plan.admitted + plan.resumed:
             self._record(request_id).enter(Phase.RUNNING, start_ns)
 
-    def _leave(self, events: Sequence[Event], finished: Sequence[Finish], start_ns: int) -> None:
-        """Log who ended: their blocks are free from the next step on, or from this one."""
+    def _leave(
+        self, events: Sequence[Event], finished: Sequence[Finish], start_ns: int, first_step: int
+    ) -> None:
+        """Log who ended: their blocks are free from the next step on, or were so when this one was planned.
+
+        A leap was planned as its first step.
+        """
         for finish in finished:
             self.tables.extend((self.num_steps + 1, self._record(finish.request_id).row, finish.seq, 0))
         for event in events:
@@ -209,7 +222,7 @@ class Recorder:
             record = self._record(event.request_id)
             self._special.discard(event.request_id)
             if event.kind is not EventKind.FINISHED:
-                self._release(record, self.num_steps if event.time_ns <= start_ns else self.num_steps + 1)
+                self._release(record, first_step if event.time_ns <= start_ns else self.num_steps + 1)
             record.end(event.kind, event.detail, event.time_ns, self.num_steps)
 
     def _release(self, record: RequestRecord, step: int) -> None:

@@ -25,7 +25,9 @@ PLANNED = (
     "step_id",
     "start_ns",
     "end_ns",
-    "duration_ns",  # as the backend measured or modelled it; end - start also holds the driver's own time
+    "closed_ns",
+    "duration_ns",
+    "transfer_ns",
     "num_tokens",
     "num_prefill_tokens",
     "num_recomputed_tokens",
@@ -40,6 +42,11 @@ PLANNED = (
     "num_kv_tokens",
 )
 """What the recorder logs for each step, all int64.
+
+A step is planned at `start_ns` and committed at `end_ns`, which is when its tokens are there. Its period ends
+at `closed_ns`, when bookkeeping is done: there the next step starts, unless the engine goes idle. A cost
+model is fitted to closed - start, which is what a simulated step takes (there closed = end). The backend
+measured or modelled `duration_ns`; `transfer_ns` is the part of it that moving blocks took.
 
 A chunk of more than one token, or one that starts within the prompt, is prefill; every other chunk is
 decode. So recomputation is prefill too, but for a last piece of a single generated token. Recomputed are

@@ -53,6 +53,7 @@ class Ear:
     def __init__(self) -> None:
         self.arrivals: list[tuple[str, int]] = []
         self.steps: list[tuple[int, int, int]] = []
+        self.closed_ns: list[int] = []
         self.events: list[Event] = []
 
     def arrived(self, spec: RequestSpec, now_ns: int) -> None:
@@ -64,6 +65,9 @@ class Ear:
         assert end_ns == start_ns + result.duration_ns
         self.steps.append((plan.step_id, start_ns, end_ns))
         self.events += events
+
+    def closed(self, now_ns: int) -> None:
+        self.closed_ns.append(now_ns)
 
 
 class Joined:
@@ -153,3 +157,17 @@ def test_observers_hear_of_steps_in_order_and_of_every_event(joined: Joined) -> 
         EventKind.FIRST_TOKEN,
         EventKind.FINISHED,
     ]
+
+
+def test_a_period_ends_once_where_the_driver_looks_for_the_next_step(joined: Joined) -> None:
+    assert joined.serving.begin(0) is None
+    assert joined.ear.closed_ns == []
+    joined.serving.arrive(spec("a", 4), 0)
+    joined.step()  # from 0 to 10
+    assert joined.ear.closed_ns == []
+    joined.now_ns = 13
+    joined.step()  # from 13 to 23
+    assert joined.ear.closed_ns == [13]
+    for now_ns in (25, 40):
+        assert joined.serving.begin(now_ns) is None
+    assert joined.ear.closed_ns == [13, 25]

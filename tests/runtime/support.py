@@ -116,6 +116,7 @@ class Recorder:
     num_copies: int = 0
     starts_ns: list = field(default_factory=list)
     ends_ns: list = field(default_factory=list)
+    closed_ns: list = field(default_factory=list)
 
     def arrived(self, spec, now_ns):
         pass
@@ -130,6 +131,9 @@ class Recorder:
         }
         self.starts_ns.append(start_ns)
         self.ends_ns.append(end_ns)
+
+    def closed(self, now_ns):
+        self.closed_ns.append(now_ns)
 
 
 LIMITS = Limits(max_num_seqs=8, max_num_batched_tokens=100, max_model_len=128)

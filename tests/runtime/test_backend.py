@@ -110,6 +110,13 @@ def test_a_plan_without_chunks_is_executed(backend):
     assert sum(result.parts_ns.values()) == result.duration_ns
 
 
+def test_the_time_of_the_transfers_is_part_of_the_duration(backend):
+    assert execute(backend).transfer_ns == 0
+    moves = [Transfer(TransferKind.SWAP_OUT, "a", tuple(range(10)), tuple(range(10)))]
+    result = execute(backend, transfers=moves)
+    assert 0 < result.transfer_ns <= result.duration_ns
+
+
 def test_stop_token_ends_a_sequence_and_the_oracle_length_ends_another(backend):
     prompt = prompts((6,))[0]
     answer = generate(build("llama"), prompt, 1)

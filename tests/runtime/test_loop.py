@@ -49,7 +49,7 @@ def test_an_hour_of_idling_takes_no_time_on_the_virtual_clock():
     before = time.perf_counter()
     end_ns = serve(serving(recorder), specs, clock)
     assert time.perf_counter() - before < 5
-    assert 2 * HOUR_NS <= end_ns == recorder.ends_ns[-1] < 2 * HOUR_NS + 10**10
+    assert 2 * HOUR_NS <= end_ns == recorder.closed_ns[-1] < 2 * HOUR_NS + 10**10
     assert clock.skipped_ns > 2 * HOUR_NS - 10**10
     assert [start // HOUR_NS for start in recorder.starts_ns] == [0, 1, 2]
 
@@ -67,7 +67,7 @@ def test_busy_steps_follow_one_another_without_a_gap():
     specs = [request(f"r{i}", prompt, 5) for i, prompt in enumerate(prompts((5, 17, 30)))]
     recorder = run(load("llama"), specs)
     assert len(recorder.starts_ns) >= 5
-    assert recorder.starts_ns[1:] == recorder.ends_ns[:-1]
+    assert recorder.starts_ns[1:] == recorder.closed_ns[:-1]
 
 
 def test_a_request_that_can_never_fit_is_rejected_and_the_others_run_on():

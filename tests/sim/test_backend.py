@@ -106,6 +106,25 @@ def test_plan_that_only_moves_blocks_is_priced() -> None:
     assert set(run(make_backend(spec("a", 7, 1)), plan).parts_ns) == {"linear", "sampling"}
 
 
+class OverlappedCost(TokenCost):
+    """Blocks move while the step computes."""
+
+    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+        moved = step.num_blocks_swapped_out + step.num_blocks_swapped_in + step.num_blocks_copied
+        return {"longer of the two": max(10.0 * step.num_tokens, 25.4 * moved)}
+
+
+@pytest.mark.parametrize(("num_blocks", "num_ns"), [(0, 0), (1, 0), (2, 0), (3, 6), (4, 32)])
+def test_transfer_time_is_what_the_step_would_not_take_without_them(num_blocks: int, num_ns: int) -> None:
+    backend = SimulatedBackend(Capacity(64, 8, 16), OverlappedCost(), 1000)
+    backend.add(spec("a", 7, 9))
+    blocks = tuple(range(num_blocks))
+    moves = [Transfer(TransferKind.SWAP_IN, "b", blocks, blocks)] if blocks else []
+    result = run(backend, make_plan([prefill("a", 7)], moves))
+    assert (result.duration_ns, result.transfer_ns) == (70 + num_ns, num_ns)
+    assert type(result.transfer_ns) is int
+
+
 def test_submitting_twice_in_a_row_keeps_results_apart() -> None:
     backend = make_backend(spec("a", 7, 3), spec("b", 2, 3))
     tickets = [backend.submit(make_plan([prefill("a", 7)])), backend.submit(make_plan([prefill("b", 2)]))]

@@ -60,6 +60,9 @@ class Recorder:
         self.heard.append(Step(start_ns, end_ns, tuple(chunk.request_id for chunk in plan.chunks)))
         self.events.extend(events)
 
+    def closed(self, now_ns: int) -> None:
+        assert now_ns == max(step.end_ns for step in self.heard if isinstance(step, Step))
+
 
 def serve(
     specs: Sequence[RequestSpec], num_blocks: int = 64, num_host_blocks: int = 64

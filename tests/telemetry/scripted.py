@@ -58,6 +58,8 @@ class Script:
         events: Sequence[Event] = (),
         after: PoolState = EMPTY,
         parts_ns: Mapping[str, float] | None = None,
+        transfer_ms: int = 0,
+        closed_ms: int | None = None,
     ) -> None:
         plan = StepPlan(
             self.num_steps,
@@ -72,9 +74,12 @@ class Script:
             after,
         )
         ends = tuple(Finish(request_id, seq, FinishReason.LENGTH) for request_id, seq in finished)
-        result = StepResult((end_ms - start_ms) * MS, ends, parts_ns=parts_ns or {})
+        result = StepResult(
+            (end_ms - start_ms) * MS, ends, parts_ns=parts_ns or {}, transfer_ns=transfer_ms * MS
+        )
         self.num_steps += 1
         self.recorder.stepped(plan, result, start_ms * MS, end_ms * MS, events)
+        self.recorder.closed((end_ms if closed_ms is None else closed_ms) * MS)
 
     def log(self, world: World = World.SIMULATED) -> RunLog:
         return RunLog.of(self.recorder, world, CAPACITY)
@@ -116,7 +121,7 @@ def two_requests() -> Script:
         admitted=["b"],
         updates=[TableUpdate("b", 0, 0, (2, 3))],
         after=PoolState(2, 0, 0, 4, 4, 5),
-        parts_ns={"linear": 7e6, "transfers": 3e6},
+        parts_ns={"linear": 7e6, "attention": 3e6},
     )
     script.step(
         20,
@@ -125,7 +130,8 @@ def two_requests() -> Script:
         preempted=[Preemption("a", PreemptionKind.SWAP, 6, False)],
         transfers=[Transfer(TransferKind.SWAP_OUT, "a", (0, 1), (0, 1))],
         after=PoolState(1, 0, 1, 6, 2, 6),
-        parts_ns={"linear": 10e6},
+        parts_ns={"linear": 7e6, "transfers": 3e6},
+        transfer_ms=3,
     )
     # The prompt and one output token of b are computed now, its newest token is not.
     script.step(

@@ -12,7 +12,7 @@ from tests.telemetry.scripted import MS, Script, decode, ended, prefill, two_req
 
 
 def test_the_pool_columns_are_the_fields_of_pool_state() -> None:
-    assert PLANNED[10:] == PoolState._fields
+    assert PLANNED[12:] == PoolState._fields
 
 
 def test_the_modules_of_the_inner_loop_import_the_standard_library_only() -> None:
@@ -45,8 +45,9 @@ def test_counts_of_each_step() -> None:
         # Both end with the KV of 8 tokens in 2 blocks of 4: no slot is left over.
         "num_unused_slots": [0] * 7,
         "duration_ns": [10 * MS] * 5 + [20 * MS] * 2,
-        "part_linear_ns": [0.0, 7e6, 10e6, 0.0, 0.0, 0.0, 0.0],
-        "part_transfers_ns": [0.0, 3e6, 0.0, 0.0, 0.0, 0.0, 0.0],
+        "transfer_ns": [0, 0, 3 * MS, 0, 0, 0, 0],
+        "part_linear_ns": [0.0, 7e6, 7e6, 0.0, 0.0, 0.0, 0.0],
+        "part_transfers_ns": [0.0, 0.0, 3e6, 0.0, 0.0, 0.0, 0.0],
     }
     assert {name: steps[name].tolist() for name in expected} == expected
 

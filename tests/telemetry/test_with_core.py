@@ -88,6 +88,9 @@ class Naive:
             if event.kind in ENDINGS:
                 self._free(event.request_id)
 
+    def closed(self, now_ns: int) -> None:
+        pass
+
     def _free(self, request_id: str) -> None:
         for seq in range(self.specs[request_id].n):
             self.tables.pop((request_id, seq), None)
