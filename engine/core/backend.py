@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from engine.core.errors import UserError
+from engine.core.fields import Count, Natural, check_fields
 from engine.core.plan import StepPlan, StepResult
 
 
@@ -78,21 +79,18 @@ class RequestSpec:
 class Capacity:
     """The memory that a backend found at start-up. It does not change afterwards."""
 
-    num_blocks: int
-    """Device blocks."""
-    num_host_blocks: int
-    block_size: int
+    num_blocks: Natural
+    """Device blocks; none is an error that says what to do."""
+    num_host_blocks: Natural
+    block_size: Count
     """Tokens a block."""
 
     def __post_init__(self) -> None:
-        if self.block_size < 1:
-            raise UserError(f"block_size is {self.block_size}, must be at least 1 token")
+        check_fields(self)
         if self.num_blocks < 1:
             raise UserError(
                 "the KV pool has no room for a single block: raise the memory budget or lower the block size"
             )
-        if self.num_host_blocks < 0:
-            raise UserError(f"num_host_blocks is {self.num_host_blocks}, must not be negative")
 
 
 class Backend(Protocol):

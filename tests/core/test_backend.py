@@ -29,9 +29,9 @@ def test_a_request_that_cannot_be(field: str, value: Any, complaint: str) -> Non
 @pytest.mark.parametrize(
     ("numbers", "complaint"),
     [
-        ((4, 0, 0), "block_size is 0, must be at least 1 token"),
+        ((4, 0, 0), "Capacity.block_size is 0: must be a whole number, at least 1"),
         ((0, 0, 4), "no room for a single block: raise the memory budget or lower the block size"),
-        ((4, -1, 4), "num_host_blocks is -1, must not be negative"),
+        ((4, -1, 4), "Capacity.num_host_blocks is -1: must be a whole number, at least 0"),
     ],
 )
 def test_a_capacity_that_cannot_be(numbers: tuple[int, int, int], complaint: str) -> None:

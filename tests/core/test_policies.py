@@ -87,7 +87,7 @@ def test_ageing_lets_the_old_overtake_the_important() -> None:
 
 
 def test_negative_ageing_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"order.ageing_per_s is -1, must not be negative"):
+    with pytest.raises(ValueError, match=r"Priority.ageing_per_s is -1: must be a number, at least 0"):
         Priority(ageing_per_s=-1)
 
 
@@ -134,7 +134,7 @@ def test_watermark_keeps_a_share_free() -> None:
 
 
 def test_watermark_must_be_a_share() -> None:
-    with pytest.raises(ValueError, match=r"admission.fraction is 1, must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"Watermark.fraction is 1: must be a number, at least 0"):
         Watermark(fraction=1)
 
 
@@ -194,7 +194,7 @@ def test_reservation() -> None:
 @pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens", "max_model_len"])
 def test_limits_must_be_positive(name: str) -> None:
     values = {"max_num_seqs": 1, "max_num_batched_tokens": 1, "max_model_len": 1, name: 0}
-    with pytest.raises(ValueError, match=rf"limits.{name} is 0, must be at least 1"):
+    with pytest.raises(ValueError, match=rf"Limits.{name} is 0: must be a whole number, at least 1"):
         Limits(**values)
 
 

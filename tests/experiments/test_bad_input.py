@@ -102,7 +102,9 @@ def test_policy_of_no_module(cli: Cli) -> None:
 
 def test_policy_value_out_of_range(cli: Cli) -> None:
     error = refused(cli, "admission=watermark", "admission.fraction=2")
-    assert error.startswith("error: admission.fraction is 2, must be at least 0 and below 1")
+    assert error.startswith(
+        "error: admission: Watermark.fraction is 2: must be a number, at least 0 and below 1"
+    )
 
 
 def test_pool_too_small_for_one_block(cli: Cli) -> None:

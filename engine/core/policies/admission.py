@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from engine.core.errors import UserError
+from engine.core.fields import AtLeast, Below, Natural, check_fields
 from engine.core.policies.base import State
 from engine.core.request import Request
+
+Spared = Annotated[float, AtLeast(0), Below(1)]
+"""The share of the pool that stays free."""
 
 
 def _too_big(request: Request, num_blocks: int, num_allowed: int, state: State) -> str | None:
@@ -34,8 +38,11 @@ class FullPrompt:
     vLLM V1 with `scheduler_reserve_full_isl`. A share `watermark` of the pool stays free unless nothing runs.
     """
 
-    watermark: float = 0.0
+    watermark: Spared = 0.0
     screens_arrivals: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
         """Longer than the window, or than the whole pool."""
@@ -78,13 +85,12 @@ class Watermark:
     never be met, a request may come back as soon as nothing else runs.
     """
 
-    fraction: float = 0.01
-    headroom_per_seq: int = 1
+    fraction: Spared = 0.01
+    headroom_per_seq: Natural = 1
     screens_arrivals: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fraction < 1:
-            raise UserError(f"admission.fraction is {self.fraction}, must be at least 0 and below 1")
+        check_fields(self)
 
     def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
         """More tokens in a step than the window, or more blocks than the pool without the watermark."""

@@ -8,28 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from engine.core.errors import UserError
+from engine.core.fields import Count, check_fields
 from engine.core.kv_cache import KVCache
 from engine.core.request import Request
+
+QueueName = Literal["waiting", "running", "swapped"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What a step and a request may not exceed."""
 
-    max_num_seqs: int
+    max_num_seqs: Count
     """Sequences that run at the same time."""
-    max_num_batched_tokens: int
+    max_num_batched_tokens: Count
     """Token budget of a step."""
-    max_model_len: int
+    max_model_len: Count
     """Tokens of a sequence, prompt included: the model's window."""
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_model_len"):
-            if getattr(self, name) < 1:
-                raise UserError(f"limits.{name} is {getattr(self, name)}, must be at least 1")
+        check_fields(self)
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise UserError(
                 f"limits.max_num_batched_tokens ({self.max_num_batched_tokens}) is less than "
@@ -210,3 +211,6 @@ class Policies:
     victim: Victim
     restore: Restore
     reservation: Reservation
+
+    def __post_init__(self) -> None:
+        check_fields(self)  # each has the members of its axis

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.core.errors import UserError
+from engine.core.fields import NonNegative, check_fields
+from engine.core.policies.base import QueueName
 from engine.core.request import Request
 
 NS_PER_S = 1_000_000_000
@@ -19,8 +20,11 @@ class Fcfs:
     that.
     """
 
-    sorts: tuple[str, ...] = ()
+    sorts: tuple[QueueName, ...] = ()
     ages: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
         """By arrival."""
@@ -35,12 +39,11 @@ class Priority:
     starves: the effective priority is priority - ageing_per_s x wait.
     """
 
-    ageing_per_s: float = 0.0
-    sorts: tuple[str, ...] = ("waiting",)
+    ageing_per_s: NonNegative = 0.0
+    sorts: tuple[QueueName, ...] = ("waiting",)
 
     def __post_init__(self) -> None:
-        if self.ageing_per_s < 0:
-            raise UserError(f"order.ageing_per_s is {self.ageing_per_s}, must not be negative")
+        check_fields(self)
 
     @property
     def ages(self) -> bool:
