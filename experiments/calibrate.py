@@ -18,7 +18,6 @@ from pathlib import Path
 
 import hydra
 import pandas as pd
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
@@ -27,7 +26,8 @@ from engine.core.backend import RequestSpec
 from engine.core.policies.base import Limits, Policies
 from experiments.compose import CONF, build, contenders_from_config, stage_from_config
 from experiments.errors import plain_errors
-from experiments.output import print_files, stdout_console
+from experiments.folders import in_own_folder
+from experiments.output import print_files, print_line, stdout_console
 from experiments.samples import StepSamples
 from experiments.worlds import Run, Stage
 from sim.cost.base import StepFeatures
@@ -149,9 +149,10 @@ def write_calibration(cost: Fitted, samples: StepSamples, directory: Path) -> li
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="calibrate")
 @plain_errors
-def main(config: DictConfig) -> None:
+@in_own_folder
+def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
-    directory, console = Path(HydraConfig.get().runtime.output_dir), stdout_console()
+    console = stdout_console()
     calibration = Calibration.from_config(config, stage_from_config(config))
     calibration.warm_up()
     for _ in range(config.calibration.num_rounds):
@@ -160,7 +161,7 @@ def main(config: DictConfig) -> None:
     console.print(coefficient_table(cost))
     files = write_calibration(cost, calibration.samples, directory)
     print_files(console, directory, files)
-    console.print(f"simulate this engine: python -m experiments.run cost=fitted cost.path={files[0]}")
+    print_line(console, f"simulate this engine: python -m experiments.run cost=fitted cost.path={files[0]}")
 
 
 if __name__ == "__main__":

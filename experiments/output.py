@@ -47,8 +47,8 @@ def write_outcome(
     files.append(directory / "effort.json")
     # A file of its own: everything else in the folder of a simulation is the same on every machine.
     files[-1].write_text(json.dumps(asdict(outcome.effort), indent=2) + "\n", encoding="utf-8")
-    if (directory / JOURNAL).exists():
-        files.append(directory / JOURNAL)
+    if outcome.journal_path is not None:
+        files.append(outcome.journal_path)
     if wanted.timeline:
         files.append(directory / "timeline.json")
         write_timeline(outcome.log, files[-1])
@@ -68,16 +68,20 @@ def stdout_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """A line as it is: neither wrapped nor coloured, and no part of it, a path say, is read as markup."""
+    console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
 def print_effort(console: Console, effort: Effort, summary: Summary) -> None:
     """How fast the loop went, and how much memory the process took."""
     num_steps, num_requests = summary["num_steps"], summary["num_requests"]
-    console.print(
+    print_line(
+        console,
         f"{num_steps:,.0f} steps and {num_requests:,.0f} requests in {effort.cpu_s:.2f} s of CPU time "
         f"({effort.wall_s:.2f} s wall): {num_steps / effort.cpu_s:,.0f} steps and "
         f"{num_requests / effort.cpu_s:,.0f} requests a CPU second; "
         f"peak RSS {effort.peak_rss_bytes / 2**20:,.0f} MiB",
-        soft_wrap=True,
-        highlight=False,
     )
 
 
@@ -87,7 +91,7 @@ def print_rejections(console: Console, log: RunLog) -> None:
     if len(rejected):
         first = rejected.iloc[0]
         text = f"{len(rejected)} of {len(log.requests)} requests rejected, {first.request_id}: {first.reason}"
-        console.print(text, style="yellow", soft_wrap=True, highlight=False)
+        print_line(console, text, style="yellow")
 
 
 def print_files(console: Console, directory: Path, files: Sequence[Path]) -> None:
@@ -101,6 +105,6 @@ def print_files(console: Console, directory: Path, files: Sequence[Path]) -> Non
     folders: dict[tuple[str, ...], list[str]] = {}
     for folder, inside in names.items():
         folders.setdefault(inside, []).append("" if folder == Path() else f"{folder}/")
-    console.print(f"written to {directory}:", soft_wrap=True, highlight=False)
+    print_line(console, f"written to {directory}:")
     for inside, where in folders.items():
-        console.print(" ", " ".join([*filter(None, where), *inside]), soft_wrap=True, highlight=False)
+        print_line(console, "  " + " ".join([*filter(None, where), *inside]))

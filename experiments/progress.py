@@ -57,7 +57,12 @@ class ProgressBar:
 @contextmanager
 def progress_bar(title: str, num_requests: int) -> Iterator[ProgressBar]:
     """A bar that appears after SILENT_S and is gone afterwards."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
     try:
         yield ProgressBar(progress, title, num_requests)

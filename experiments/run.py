@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from engine.core.errors import UserError
 from experiments.compose import CONF, build, config_text, policies_from_config, stage_from_config
 from experiments.errors import plain_errors
+from experiments.folders import in_own_folder
 from experiments.output import (
     JOURNAL,
     Wanted,
@@ -55,9 +55,10 @@ def serve(config: DictConfig, directory: Path) -> Outcome:
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="run")
 @plain_errors
-def main(config: DictConfig) -> None:
+@in_own_folder
+def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
-    directory, console = Path(HydraConfig.get().runtime.output_dir), stdout_console()
+    console = stdout_console()
     outcome = serve(config, directory)
     summary, files = write_outcome(outcome, directory, config_text(config), Wanted.by(config))
     console.print(summary_table({config.world: summary}))

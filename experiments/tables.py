@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from engine.telemetry.agreement import kendall_tau, winner
@@ -128,7 +129,7 @@ def winners_table(comparison: pd.DataFrame, lower_is_better: Mapping[str, bool] 
             tau = kendall_tau(*worlds)
             table.add_row(
                 label(metric),
-                *(best[0], margins[0], best[1], margins[1]),
+                *(escape(best[0]), margins[0], escape(best[1]), margins[1]),
                 "-" if math.isnan(tau) else f"{tau:+.2f}",
                 "same" if best[0] == best[1] else "[red]DIFFERENT[/red]",
             )
@@ -142,9 +143,10 @@ def _margin(values: Mapping[str, float], best: str) -> float:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    """Title and columns may be names that a user chose: no part of them is markup."""
+    table = Table(title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column(first, no_wrap=True)
     for column in columns:
         left = column in ("unit", "")
-        table.add_column(column, justify="left" if left else "right", no_wrap=left)
+        table.add_column(escape(column), justify="left" if left else "right", no_wrap=left)
     return table

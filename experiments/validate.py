@@ -20,9 +20,9 @@ from statistics import fmean
 
 import hydra
 import pandas as pd
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from engine.core.backend import Capacity, RequestSpec
@@ -34,7 +34,8 @@ from experiments.compare import METRICS, Summary, compare
 from experiments.compose import CONF, build, config_text, contenders_from_config, stage_from_config
 from experiments.effort import peak_rss_bytes
 from experiments.errors import plain_errors
-from experiments.output import JOURNAL, Wanted, print_files, stdout_console, write_outcome
+from experiments.folders import in_own_folder
+from experiments.output import JOURNAL, Wanted, print_files, print_line, stdout_console, write_outcome
 from experiments.samples import StepSamples
 from experiments.tables import comparison_table, winners_table
 from experiments.worlds import Outcome, Run, Stage, replays_equal
@@ -141,16 +142,17 @@ def engine_table(trials: Sequence[Trial], cost: CostModel) -> Table:
             equal = replays_equal(trial.folder / JOURNAL, trial.policies)
             verdict = "byte-equal" if equal else "[red]DIFFERENT[/red]"
             error = f"{100 * trial.samples.total_error(cost):+.1f}"
-            table.add_row(trial.folder.name, f"{len(trial.outcome.log.steps):,}", verdict, error)
+            table.add_row(escape(trial.folder.name), f"{len(trial.outcome.log.steps):,}", verdict, error)
     return table
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="validate")
 @plain_errors
-def main(config: DictConfig) -> None:
+@in_own_folder
+def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
     began_s = time.monotonic()
-    directory, console = Path(HydraConfig.get().runtime.output_dir), stdout_console()
+    console = stdout_console()
     if config.world != World.MEASURED:
         raise UserError("validate compares the simulator with an engine: choose backend=torch")
     if config.load is not None and not config.load > 0:
@@ -166,7 +168,7 @@ def main(config: DictConfig) -> None:
 
     first_guess = simulated_stage(engine.backend.capacity, calibration.fit({}), limits)
     specs = workload_at_load(config, first_guess, limits, contenders)
-    console.print(describe_workload(config, specs))
+    print_line(console, describe_workload(config, specs))
     runs = {name: Run(specs, limits, policies) for name, policies in contenders.items()}
     # After fitting and simulating, the engine's next run was 5.8 % slower than priced (mean of 17, standard
     # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not

@@ -65,6 +65,8 @@ class Outcome:
 
     log: RunLog
     effort: Effort
+    journal_path: Path | None
+    """The journal that this run wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Stage:
             bar = stack.enter_context(progress_bar(run.title, len(run.specs)))
             serving = Serving(core, self.backend, (recorder, bar, *run.observers))
             effort = measured(lambda: self.make_driver()(serving, run.specs))
-        return Outcome(RunLog.of(recorder, self.world, self.backend.capacity), effort)
+        return Outcome(RunLog.of(recorder, self.world, self.backend.capacity), effort, path)
 
     def warm_up(self, run: Run) -> None:
         """Serve a workload, all of it at once, and look away: the first steps of a process are slow."""

@@ -28,13 +28,25 @@ class Cli:
     ) -> None:
         self._monkeypatch = monkeypatch
         self._capsys = capsys
+        self._root = directory
+        self._num_runs = 0
         self.directory = directory
-        """Where a single run writes."""
+        """Where the last run has written."""
 
     def __call__(self, main: Callable[[], object], *arguments: str) -> Finished:
-        """Run it to its end."""
-        folder = [f"hydra.run.dir={self.directory}", f"hydra.sweep.dir={self.directory}"]
-        self._monkeypatch.setattr(sys, "argv", ["command", *arguments, *folder])
+        """Run it to its end, in a folder of its own."""
+        self._num_runs += 1
+        self.directory = self._root / f"run-{self._num_runs}"
+        return self.again(main, *arguments)
+
+    def again(self, main: Callable[[], object], *arguments: str) -> Finished:
+        """Run it to its end in the folder of the last run."""
+        folder = f"'{self.directory}'"
+        return self.as_typed(main, *arguments, f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}")
+
+    def as_typed(self, main: Callable[[], object], *arguments: str) -> Finished:
+        """Run it to its end, in the folder that it takes by itself."""
+        self._monkeypatch.setattr(sys, "argv", ["command", *arguments])
         code = 0
         try:
             main()
