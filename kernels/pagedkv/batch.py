@@ -1,4 +1,4 @@
-"""The geometry of one batch: which slots it writes, which rows it reads, what masks it needs.
+"""The geometry of one batch: which slots it writes, and which tokens attend together.
 
 Everything here is the same for all layers of a step, so it is worked out once a step, on the host.
 """
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from pagedkv.context import Context, gathered_context, new_context, to_device
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 
@@ -47,27 +48,23 @@ class Group:
     num_queries: int
     """Tokens of each sequence."""
     num_slots: int
-    """Context length of the longest sequence: keys and values beyond it are not used."""
+    """Context length of the longest sequence."""
     ends: torch.Tensor
     """Context length of each sequence, its new tokens included, `(num_seqs,)`, on the host."""
-    rows: torch.Tensor | None
-    """Pool rows to gather, `(num_layers, 2 * num_seqs * num_blocks)`: all K rows of a layer, then all V rows.
-    None: the context is the new tokens, nothing is to be read."""
+    tables: list[np.ndarray] | None
+    """Block table of each sequence; None: the context is the new tokens, nothing is to be read."""
+    layout: KVLayout
     device: torch.device
-    masks: dict[Reach, torch.Tensor | None] = field(default_factory=dict)
+    contexts: dict[Reach, Context] = field(default_factory=dict)
 
-    def mask(self, options: AttentionOptions, dtype: torch.dtype) -> torch.Tensor | None:
-        """What to add to the scores, `(num_seqs, 1, num_queries, num_slots)`: 0 or -inf; None if it would be
-        0.
+    def context(self, options: AttentionOptions) -> Context:
+        """What the group reads and sees in a layer with these options."""
+        reach = self._reach(options)
+        if reach not in self.contexts:
+            self.contexts[reach] = self._context(options)
+        return self.contexts[reach]
 
-        A query at position p sees the positions `options.first_seen(p)` to p.
-        """
-        reach = self.reach(options)
-        if reach not in self.masks:
-            self.masks[reach] = self._mask(options, dtype)
-        return self.masks[reach]
-
-    def reach(self, options: AttentionOptions) -> Reach:
+    def _reach(self, options: AttentionOptions) -> Reach:
         """Window and chunk size, each None where it is too large to hide anything from this group."""
         window, chunk = options.sliding_window, options.chunk_size
         return (
@@ -75,14 +72,10 @@ class Group:
             None if chunk is None or chunk >= self.num_slots else chunk,
         )
 
-    def _mask(self, options: AttentionOptions, dtype: torch.dtype) -> torch.Tensor | None:
-        slots = torch.arange(self.num_slots)
-        queries = (self.ends[:, None] - self.num_queries + torch.arange(self.num_queries))[:, None, :, None]
-        hidden = (slots > queries) | (slots < options.first_seen(queries))
-        if not hidden.any():
-            return None
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
-        return mask.to(self.device, non_blocking=True)
+    def _context(self, options: AttentionOptions) -> Context:
+        if self.tables is None:
+            return new_context(self.num_queries, options, self.device)
+        return gathered_context(self.layout, self.tables, self.ends, self.num_queries, options, self.device)
 
 
 @dataclass(slots=True)
@@ -109,7 +102,8 @@ class Batch:
             _group(layout, members, first, device)
             for first, members in _split(layout, pieces, max_group_blocks)
         ]
-        return cls(_to_device(positions, device), _to_device(slots, device), groups)
+        arrays = [to_device(torch.from_numpy(x), device) for x in (positions, slots)]
+        return cls(arrays[0], arrays[1], groups)
 
 
 def _blocks_of_tokens(layout: KVLayout, piece: Piece) -> np.ndarray:
@@ -149,23 +143,12 @@ def _group(layout: KVLayout, members: list[Piece], first_token: int, device: tor
     num_queries = members[0].num_tokens
     tokens = slice(first_token, first_token + num_queries * len(members))
     ends = torch.tensor([piece.start + piece.num_tokens for piece in members])
-    num_slots = int(ends[-1])
     fresh = len(members) == 1 and members[0].start == 0
-    rows = None if fresh else _rows(layout, members, num_slots, device)
-    return Group(tokens, len(members), num_queries, num_slots, ends, rows, device)
+    tables = None if fresh else [_table(layout, piece) for piece in members]
+    return Group(tokens, len(members), num_queries, int(ends[-1]), ends, tables, layout, device)
 
 
-def _rows(layout: KVLayout, members: list[Piece], num_slots: int, device: torch.device) -> torch.Tensor:
-    num_blocks = layout.num_blocks(num_slots)
-    tables = np.zeros((len(members), num_blocks), dtype=np.int64)  # padding reads block 0, and is masked
-    for i, piece in enumerate(members):
-        held = layout.num_blocks(piece.start + piece.num_tokens)
-        tables[i, :held] = piece.block_ids[:held]
-    first_rows = np.arange(layout.rows_per_block).reshape(layout.num_layers, 2, 1)
-    rows = tables.reshape(1, 1, -1) * layout.rows_per_block + first_rows
-    return _to_device(rows.reshape(layout.num_layers, -1), device)
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+def _table(layout: KVLayout, piece: Piece) -> np.ndarray:
+    """The part of its block table that holds tokens up to its last."""
+    held = layout.num_blocks(piece.start + piece.num_tokens)
+    return np.asarray(piece.block_ids[:held], dtype=np.int64)

@@ -57,8 +57,8 @@ class KVLayout:
     ) -> torch.Tensor:
         """A pool of zeros, `(num_blocks, *block_shape)`.
 
-        Zeros, because a masked slot still enters a product with weight 0, and 0 x NaN is NaN; and because
-        writing them makes the operating system hand over the memory now, not in the middle of a step.
+        Written, so that the operating system hands over the memory now, not in the middle of a step; no
+        kernel counts on zeros.
         """
         pool = torch.empty((num_blocks, *self.block_shape), dtype=dtype, device=device, pin_memory=pin_memory)
         return pool.zero_()

@@ -6,12 +6,14 @@ are packed as query length; with more, they become the batch, over which K and V
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
 
 from pagedkv.batch import Batch, Group, Piece
+from pagedkv.context import Context
 from pagedkv.layout import KVLayout
 from pagedkv.options import AttentionOptions
 
@@ -64,73 +66,98 @@ class ReferenceAttention:
         write_kv(self._slots, batch.slots[layer], key, value)
         out = query.new_empty(query.shape)
         for group in batch.groups:
-            keys, values = self._context(group, layer, key, value)
-            _attend_group(group, query[group.tokens], keys, values, options, out[group.tokens])
+            context = group.context(options)
+            keys, values = self._read(group, context, layer, key, value)
+            _attend_group(context, query[group.tokens], keys, values, options, out[group.tokens])
         return out
 
-    def _context(
-        self, group: Group, layer: int, key: torch.Tensor, value: torch.Tensor
+    def _read(
+        self, group: Group, context: Context, layer: int, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """K and V that the group reads, each `(num_seqs, num_slots, num_kv_heads, head_dim)`."""
-        if group.rows is None:
+        if context.rows is None:
             return key[None, group.tokens], value[None, group.tokens]
-        rows = group.rows[layer]
+        rows = context.rows[layer]
         gathered = self._scratch[: len(rows)]
         torch.index_select(self._rows, 0, rows, out=gathered)
+        if context.unseen is not None:
+            gathered.view(-1, self._slots[0].numel()).index_fill_(0, context.unseen, 0)
         both = gathered.view(2, group.num_seqs, -1, self.layout.num_kv_heads, self.layout.head_dim)
-        keys, values = both[:, :, : group.num_slots]
+        keys, values = both[:, :, : context.num_slots]
         return keys, values
 
 
 def _attend_group(
-    group: Group,
+    context: Context,
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     options: AttentionOptions,
     out: torch.Tensor,
 ) -> None:
-    num_kv_heads = keys.shape[2]
+    num_kv_heads, num_queries = keys.shape[2], context.last.shape[1]
     # (tokens, kv heads, query heads of one kv head, head_dim)
     packed = torch.unflatten(query, 1, (num_kv_heads, -1))
     target = torch.unflatten(out, 1, (num_kv_heads, -1))
     sinks = None if options.sinks is None else options.sinks.view(1, num_kv_heads, -1, 1)
-    if group.num_queries > 1:
+    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    if num_queries > 1:
         packed, target = packed.permute(2, 1, 0, 3), target.permute(2, 1, 0, 3)
         sinks = None if sinks is None else sinks.permute(2, 1, 0, 3)
-    keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+    spoiled = None if num_queries == 1 else _spoiled(context, keys, values)
+    if spoiled is not None:
+        keys, values = (torch.nan_to_num(x, 0, 0, 0) for x in (keys, values))
     if options.needs_scores:
-        target.copy_(_attend_scores(group, packed, keys, values, options, sinks))
+        result = _attend_scores(context, packed, keys, values, options, sinks)
     else:
-        target.copy_(_attend_fused(group, packed, keys, values, options))
+        result = _attend_fused(context, packed, keys, values, options)
+    target.copy_(result)
+    if spoiled is not None:
+        target.masked_fill_(spoiled, math.nan)
+
+
+def _spoiled(context: Context, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor | None:
+    """Which of several queries of a sequence see a key or value that is not finite; None if all are finite.
+
+    Keys and values are `(1, num_kv_heads, num_slots, head_dim)`, the result `(1, num_kv_heads, num_queries,
+    1)`. These queries get NaN, and the others keep their results: a later token must not change what earlier
+    ones leave in the pool. One sum tells whether there is anything to do; on a GPU the host waits for it.
+    """
+    if torch.isfinite(keys.sum(dtype=torch.float32) + values.sum(dtype=torch.float32)):
+        return None
+    bad = ~(keys.isfinite() & values.isfinite()).all(-1)[0]
+    # Bad slots before each slot, and before the end.
+    before = functional.pad(bad.cumsum(-1), (1, 0))
+    first, end = context.first[0].to(bad.device), context.last[0].to(bad.device) + 1
+    return (before[:, end] > before[:, first])[None, :, :, None]
 
 
 def _attend_fused(
-    group: Group, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions
+    context: Context, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, options: AttentionOptions
 ) -> torch.Tensor:
     keys, values = (x.expand(query.shape[0], -1, -1, -1) for x in (keys, values))
-    if group.rows is None and group.reach(options) == (None, None):
+    if context.is_causal:
         return functional.scaled_dot_product_attention(
-            query, keys, values, is_causal=group.num_queries > 1, scale=options.scaling
+            query, keys, values, is_causal=context.num_slots > 1, scale=options.scaling
         )
-    mask = group.mask(options, query.dtype)
+    mask = context.mask(query.dtype)
     return functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=options.scaling)
 
 
 def _attend_scores(
-    group: Group,
+    context: Context,
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     options: AttentionOptions,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    scores = torch.matmul(query, keys.transpose(2, 3)) * options.scaling
+    scores = torch.matmul(query, keys.transpose(2, 3)).mul_(options.scaling)
     if options.softcap is not None:
-        scores = torch.tanh(scores / options.softcap) * options.softcap
-    mask = group.mask(options, query.dtype)
-    if mask is not None:
-        scores = scores + mask
+        scores.div_(options.softcap).tanh_().mul_(options.softcap)
+    ceiling = context.mask(query.dtype, seen=math.inf)
+    if ceiling is not None:
+        torch.minimum(scores, ceiling, out=scores)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:3], 1)], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., : keys.shape[2]]

@@ -11,6 +11,8 @@ LAYOUT = KVLayout(num_layers=3, num_kv_heads=2, head_dim=8, block_size=4)
 NUM_Q_HEADS = 6
 LAYER = 1
 CPU = torch.device("cpu")
+SPARE_BLOCKS = 1
+"""Blocks of a table that hold nothing yet."""
 
 
 def plain(query, keys, values, options):
@@ -38,7 +40,7 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
         self.shapes = shapes  # (start, num_tokens) of each sequence
         lengths = [start + num_tokens for start, num_tokens in shapes]
-        num_blocks = sum(map(LAYOUT.num_blocks, lengths))
+        num_blocks = 1 + sum(LAYOUT.num_blocks(length) + SPARE_BLOCKS for length in lengths)
         block_ids = list(range(num_blocks))
         random.Random(seed).shuffle(block_ids)
         self.pool = LAYOUT.allocate(num_blocks, dtype, CPU)
@@ -50,12 +52,21 @@ class Case:
         self.queries, self.keys, self.values = tensors(NUM_Q_HEADS), tensors(2), tensors(2)
         self.pieces = []
         for (start, num_tokens), keys, values in zip(shapes, self.keys, self.values, strict=True):
-            table = [block_ids.pop() for _ in range(LAYOUT.num_blocks(start + num_tokens))]
+            table = [block_ids.pop() for _ in range(LAYOUT.num_blocks(start + num_tokens) + SPARE_BLOCKS)]
             self.pieces.append(Piece(start, num_tokens, table))
             for position in range(start):
                 block, offset = table[position // 4], position % 4
                 self.pool[block, LAYER, 0, offset] = keys[position]
                 self.pool[block, LAYER, 1, offset] = values[position]
+
+    def poison(self, options, value):
+        """Every slot of the pool becomes `value`, but those that a query of the batch sees."""
+        poisoned = torch.full_like(self.pool, value)
+        for (start, _), piece in zip(self.shapes, self.pieces, strict=True):
+            for position in range(int(options.first_seen(torch.tensor(start))), start):
+                slot = piece.block_ids[position // 4], LAYER, slice(None), position % 4
+                poisoned[slot] = self.pool[slot]
+        self.pool = poisoned
 
     def run(self, options, max_blocks=16):
         order = batch_order(self.pieces)
@@ -100,6 +111,62 @@ def test_attention_equals_plain_attention(name, shapes):
     torch.testing.assert_close(out.double(), case.expected(order, OPTIONS[name]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("shapes", [MIXED, [(12, 1)] * 5, [(5, 1), (9, 1)], [(7, 6)]])
+def test_slots_that_no_query_sees_change_nothing(name, shapes, value):
+    """Blocks of others, unwritten slots of the last block and of the table, and what lies before a window."""
+    case = Case(shapes, torch.float32)
+    _, _, expected = case.run(OPTIONS[name])
+    case.poison(OPTIONS[name], value)
+    _, _, out = case.run(OPTIONS[name])
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("bad", range(len(MIXED)))
+def test_a_sequence_that_is_not_finite_changes_no_other(name, bad, value):
+    case = Case(MIXED, torch.float32)
+    order, _, expected = case.run(OPTIONS[name])
+    for x in (case.queries, case.keys, case.values):
+        x[bad].fill_(value)
+    for position in range(MIXED[bad][0]):
+        case.pool[case.pieces[bad].block_ids[position // 4], LAYER, :, position % 4] = value
+    _, _, out = case.run(OPTIONS[name])
+    owner = torch.tensor([i for i in order for _ in range(MIXED[i][1])])
+    assert torch.equal(out[owner != bad], expected[owner != bad])
+    assert not out[owner == bad].isfinite().any()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("start", [0, 7])
+@pytest.mark.parametrize("part", ["keys", "values"])
+def test_a_token_that_is_not_finite_changes_only_what_sees_it(name, start, part):
+    options, case = OPTIONS[name], Case([(start, 12)], torch.float32)
+    order, _, _ = case.run(options)
+    expected = case.expected(order, options)
+    bad = start + 4
+    getattr(case, part)[0][bad, 0, 3] = math.inf
+    _, _, out = case.run(options)
+    asking = torch.arange(start, start + 12)
+    sees = (options.first_seen(asking) <= bad) & (asking >= bad)
+    assert sees.any() and not sees.all()
+    assert out[sees, :3].isnan().all(), "query heads of the KV head that is not finite"
+    out[sees, :3] = expected[sees, :3].float()
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_score_that_overflows_is_hidden_from_earlier_tokens():
+    """Its key is finite, and in half precision its scores are not."""
+    case = Case([(3, 6)], torch.float16)
+    order, _, _ = case.run(OPTIONS["sinks"])
+    expected = case.expected(order, OPTIONS["sinks"])
+    case.keys[0][8] = 60000.0
+    _, _, out = case.run(OPTIONS["sinks"])
+    torch.testing.assert_close(out[:5].double(), expected[:5], rtol=0.01, atol=0.01)
+
+
 @pytest.mark.parametrize(
     ("position", "window", "chunk", "first"),
     [
@@ -142,6 +209,17 @@ def test_a_group_never_outgrows_the_scratch():
     case = Case([(30, 1)] * 7, torch.float32)
     _, batch, _ = case.run(OPTIONS["plain"])
     assert [group.num_seqs for group in batch.groups] == [2, 2, 2, 1]
+
+
+def test_blocks_before_a_window_or_chunk_are_not_read():
+    batch = Batch.build(LAYOUT, [Piece(29, 1, range(8)), Piece(30, 1, range(8, 16))], CPU, 16)
+    [group] = batch.groups
+    rows = group.context(AttentionOptions(1.0, sliding_window=5)).rows
+    blocks = (rows[LAYER] // LAYOUT.rows_per_block).tolist()
+    assert blocks == [6, 7, 14, 15] * 2  # K and V of positions 24 to 31: the windows start at 25 and 26
+    rows = group.context(AttentionOptions(1.0, chunk_size=30)).rows
+    # Position 29 sees its chunk, 30 only itself: its second to last blocks are padding.
+    assert (rows[LAYER] // LAYOUT.rows_per_block).tolist() == [*range(8), *[15] * 8] * 2
 
 
 def test_write_kv_touches_only_its_slots():
