@@ -28,13 +28,15 @@ NAMES = [f"r{number}" for number in range(100)]
 NS_PER_S = 1_000_000_000
 
 
-def random_setting(rng: Random) -> tuple[Capacity, Limits]:
-    """A small pool and tight limits."""
+def random_setting(rng: Random, policies: Policies) -> tuple[Capacity, Limits]:
+    """A small pool and tight limits: the budget far below the window, where the batching allows that."""
     block_size = rng.randint(1, 4)
     capacity = Capacity(rng.randint(1, 12), rng.randint(0, 8), block_size)
     max_num_seqs = rng.randint(1, 6)
     max_num_batched_tokens = max(max_num_seqs, rng.randint(1, 16))
     max_model_len = rng.randint(4, capacity.num_blocks * block_size + 8)
+    if not policies.batching.splits_prompts:
+        max_num_batched_tokens = max(max_num_batched_tokens, max_model_len - rng.randint(0, 1))
     return capacity, Limits(max_num_seqs, max_num_batched_tokens, max_model_len)
 
 
@@ -104,7 +106,7 @@ def soak(seed: int, num_steps: int, make: MakeScheduler = LawfulScheduler) -> It
 def run_episode(seed: int, index: int, policies: Policies, make: MakeScheduler) -> Counter[str]:
     """One episode, from a random stream of its own."""
     rng = Random(f"{seed}/episode/{index}")
-    capacity, limits = random_setting(rng)
+    capacity, limits = random_setting(rng, policies)
     trial = Trial(make(capacity, limits, policies))
     try:
         episode(trial, rng, STEPS_PER_EPISODE)

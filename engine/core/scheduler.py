@@ -38,9 +38,13 @@ class Scheduler:
     """Continuous batching over a paged KV cache, composed of one policy an axis.
 
     Times are integer nanoseconds of whatever clock the driver keeps; they may not go back.
+
+    Raises:
+        UserError: these policies cannot work under these limits (`Policies.check`).
     """
 
     def __init__(self, capacity: Capacity, limits: Limits, policies: Policies) -> None:
+        policies.check(limits)
         self.kv = KVCache(capacity)
         self.limits = limits
         self.policies = policies
@@ -76,7 +80,7 @@ class Scheduler:
         return bool(self.running)
 
     def add(self, request: Request, now_ns: int) -> None:
-        """A request arrives; one that could never enter an empty pool is rejected by the next plan.
+        """A request arrives; one that could never run is rejected by the next plan, with the reason.
 
         Raises:
             ValueError: a request with this id is outstanding, or time goes back.
@@ -250,12 +254,19 @@ class Scheduler:
         self._tell(request, EventKind.SEQUENCE_FINISHED, finish.reason, now_ns)
 
     def _turn_away(self, request: Request) -> str | None:
-        """Why an arriving request can never run."""
-        if request.n > self.limits.max_num_seqs:
-            limit = self.limits.max_num_seqs
-            return f"n = {request.n} sequences, and limits.max_num_seqs is {limit}: raise it or lower n"
+        """Why an arriving request can never run. The limits are held against what it is, whoever schedules it
+        and in whatever chunks.
+        """
+        window, num_seats = self.limits.max_model_len, self.limits.max_num_seqs
+        if request.num_prompt_tokens >= window:
+            return (
+                f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for output in the "
+                f"model's window of {window}: send a shorter prompt or scale the lengths of the workload"
+            )
+        if request.n > num_seats:
+            return f"n = {request.n} sequences, and limits.max_num_seqs is {num_seats}: raise it or lower n"
         if self.policies.admission.screens_arrivals:
-            return self.policies.admission.never(request, request.num_tokens, self)
+            return self.policies.admission.never(request, self)
         return None
 
     def _note_moves(self, step: Step, now_ns: int) -> None:

@@ -187,7 +187,7 @@ class Step:
             num_tokens = behind = self._behind(request)
             if self._policies.batching.splits_prompts:
                 num_tokens = min(behind, self.budget)
-            reason = self._never(request, num_tokens)
+            reason = self._policies.admission.never(request, self)
             if reason is not None:
                 self._reject(waiting, reason)
                 continue
@@ -217,15 +217,6 @@ class Step:
     def _has_seats(self, request: Request) -> bool:
         """Its sequences fit under max_num_seqs."""
         return self._scheduler.num_running_seqs + len(request.live) <= self.limits.max_num_seqs
-
-    def _never(self, request: Request, num_tokens: int) -> str | None:
-        """Why a waiting request can never enter."""
-        if num_tokens > self.limits.max_num_batched_tokens:
-            return (
-                f"{num_tokens} tokens must be computed in one step, and limits.max_num_batched_tokens is "
-                f"{self.limits.max_num_batched_tokens}: raise it, or choose a batching that splits prompts"
-            )
-        return self._policies.admission.never(request, num_tokens, self)
 
     def _enter(self, request: Request, num_tokens: int) -> None:
         """A request comes into the batch with its first chunk."""

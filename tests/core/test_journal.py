@@ -23,7 +23,7 @@ from tests.core.build import DEFAULT, drain, spec
 def journal(policies: Policies = DEFAULT, *, with_plans: bool = True) -> list[str]:
     """Two requests in a pool for one, so that there is something to decide."""
     sink = io.StringIO()
-    limits = Limits(4, 16, 64)
+    limits = Limits(4, 16, 16)
     trial = Trial(JournaledScheduler(Capacity(3, 3, 4), limits, policies, sink, with_plans=with_plans))
     trial.arrive(spec("a", 4, max_tokens=6))
     trial.arrive(spec("b", 4, max_tokens=6, n=2))

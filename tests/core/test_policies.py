@@ -126,8 +126,8 @@ def test_watermark_keeps_a_share_free() -> None:
     one = request(num_prompt_tokens=8)
     assert admission.enter(one, 8, FakeState(num_taken=6))
     assert not admission.enter(one, 8, FakeState(num_taken=7))
-    assert admission.never(request(num_prompt_tokens=32), 32, FakeState()) is None
-    assert "pool allows 8 of its 10" in str(admission.never(request(num_prompt_tokens=33), 33, FakeState()))
+    assert admission.never(request(num_prompt_tokens=32), FakeState()) is None
+    assert "pool allows 8 of its 10" in str(admission.never(request(num_prompt_tokens=33), FakeState()))
     assert admission.resume(9, FakeState()), "alone it may come back above the watermark"
     assert not admission.resume(9, FakeState(is_busy=True))
     assert admission.headroom(request(n=3)) == 1, "one table until the prompt is computed"

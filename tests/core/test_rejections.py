@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from engine.core.backend import RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import EventKind
-from engine.core.policies.admission import FirstChunk, Watermark
+from engine.core.policies.admission import FirstChunk, FullPrompt, Watermark
 from engine.core.policies.base import Limits
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.reservation import WholePrompt
@@ -43,17 +44,10 @@ CASES: dict[str, tuple[RequestSpec, dict[str, Any], str]] = {
         {},
         r"n = 5 sequences, and limits.max_num_seqs is 4: raise it or lower n",
     ),
-    "whole prompt over the token budget": (
-        spec("bad", 17),
-        {"batching": PrefillFirst()},
-        r"17 tokens must be computed in one step, and limits.max_num_batched_tokens is 16: raise it, .*split",
-    ),
-    "whole prompt over the token budget, static": (
-        spec("bad", 17),
-        {"batching": Static()},
-        r"17 tokens must be computed in one step",
-    ),
 }
+WINDOW_OF_20 = Limits(max_num_seqs=4, max_num_batched_tokens=19, max_model_len=20)
+BATCHINGS = [Static(), PrefillFirst(), ArrivalFirstChunked(), DecodeFirst()]
+ADMISSIONS = [FullPrompt(), FirstChunk(), Watermark()]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -73,6 +67,48 @@ def test_a_request_that_never_fits(case: str) -> None:
         assert kinds(events, name)[-1] is EventKind.FINISHED
 
 
+@pytest.mark.parametrize("max_num_batched_tokens", [4, 19])
+@pytest.mark.parametrize("batching", BATCHINGS)
+@pytest.mark.parametrize("admission", ADMISSIONS)
+def test_the_window_is_held_against_the_prompt_on_arrival(
+    admission: Any, batching: Any, max_num_batched_tokens: int
+) -> None:
+    """Not against the chunk that the budget allows: vLLM 0.4.2 with chunked prefill served prompts of any
+    length.
+    """
+    if not batching.splits_prompts and max_num_batched_tokens < 19:
+        return
+    limits = Limits(4, max_num_batched_tokens, 20)
+    trial = on_trial(num_blocks=40, limits=limits, admission=admission, batching=batching)
+    for num_prompt_tokens in (18, 19, 20, 21, 100):
+        trial.arrive(spec(f"p{num_prompt_tokens}", num_prompt_tokens))
+    assert trial.outstanding == ["p18", "p19"], "the others are rejected before any step"
+    plans, events = drain(trial)
+    assert [rejection.request_id for rejection in plans[0].rejections] == ["p20", "p21", "p100"]
+    assert [kinds(events, name)[-1] for name in ("p18", "p19")] == [EventKind.FINISHED] * 2
+
+
+@pytest.mark.parametrize("batching", [Static(), PrefillFirst(), DecodeFirst(splits_prompts=False)])
+def test_a_budget_below_the_window_needs_a_batching_that_splits(batching: Any) -> None:
+    """Else a request that has grown beyond the budget, and is preempted, would be rejected in mid-life."""
+    with pytest.raises(UserError, match=r"max_num_batched_tokens is 18, .* split.* 19 tokens"):
+        on_trial(limits=Limits(4, 18, 20), batching=batching)
+    on_trial(limits=Limits(4, 18, 20), batching=DecodeFirst())
+    on_trial(limits=WINDOW_OF_20, batching=batching)
+
+
+@pytest.mark.parametrize("batching", [Static(), PrefillFirst(), DecodeFirst(splits_prompts=False)])
+def test_who_has_grown_to_the_window_is_recomputed_in_one_step(batching: Any) -> None:
+    """The budget is to the token what the longest needs; nobody is rejected who has begun."""
+    trial = on_trial(num_blocks=5, limits=WINDOW_OF_20, batching=batching)
+    for name in ("first", "second"):
+        trial.arrive(spec(name, 8, max_tokens=64))
+    plans, events = drain(trial)
+    assert [kinds(events, name)[-1] for name in ("first", "second")] == [EventKind.FINISHED] * 2
+    assert any(plan.preemptions for plan in plans)
+    assert max(chunk.start + chunk.num_tokens for plan in plans for chunk in plan.chunks) == 19
+
+
 def test_a_rejection_alone_is_news_enough_for_a_plan() -> None:
     trial = on_trial(limits=TIGHT)
     trial.arrive(spec("bad", 30))
@@ -83,7 +119,7 @@ def test_a_rejection_alone_is_news_enough_for_a_plan() -> None:
     assert trial.begin() is None
 
 
-@pytest.mark.parametrize("batching", [Static(), PrefillFirst(), ArrivalFirstChunked(), DecodeFirst()])
+@pytest.mark.parametrize("batching", BATCHINGS)
 @pytest.mark.parametrize("restore", [Swap(), Recompute()])
 def test_a_request_that_outgrows_the_pool_ends_and_others_run(batching: Any, restore: Any) -> None:
     """Its prompt fits, its output does not; how long that will be nobody knows beforehand."""

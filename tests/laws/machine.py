@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -36,6 +37,9 @@ class CoreMachine(RuleBasedStateMachine):
 
     @initialize(capacity=capacities(), limits=limits(), policies=st.sampled_from(COMBINATIONS))
     def build(self, capacity: Capacity, limits: Limits, policies: Policies) -> None:
+        if not policies.batching.splits_prompts:
+            budget = max(limits.max_num_batched_tokens, limits.max_model_len - 1)
+            limits = replace(limits, max_num_batched_tokens=budget)
         self.trial = Trial(LawfulScheduler(capacity, limits, policies))
 
     @precondition(lambda self: len(self.trial.backend.requests) < len(NAMES))

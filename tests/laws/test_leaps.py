@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 
 import pytest
 from pandas.testing import assert_frame_equal
@@ -27,6 +28,7 @@ from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 LIMITS = Limits(max_num_seqs=12, max_num_batched_tokens=64, max_model_len=200)
+WHOLE_PROMPTS = replace(LIMITS, max_num_batched_tokens=200)
 POLICIES = {
     "v1": Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand()),
     "swap": Policies(Fcfs(), FirstChunk(), DecodeFirst(), LastAdmitted(), Swap(), OnDemand()),
@@ -93,7 +95,8 @@ def workload(seed: int, max_n: int) -> list[RequestSpec]:
 def serve(policies: Policies, specs: list[RequestSpec], num_blocks: int, *, leaps: bool):
     capacity, journal = Capacity(num_blocks, 40, 4), io.StringIO()
     backend, recorder = CountingBackend(capacity, UnevenCost(), 200), Recorder(4)
-    scheduler = JournaledScheduler(capacity, LIMITS, policies, journal)
+    limits = LIMITS if policies.batching.splits_prompts else WHOLE_PROMPTS
+    scheduler = JournaledScheduler(capacity, limits, policies, journal)
     end_ns = simulate(Serving(scheduler, backend, [recorder]), specs, leaps=leaps)
     assert replay(journal.getvalue().splitlines(), policies) is None
     return end_ns, RunLog.of(recorder, World.SIMULATED, capacity), backend.num_leapt

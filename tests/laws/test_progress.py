@@ -55,7 +55,7 @@ def served(capacity: Capacity, limits: Limits, policies: Policies, specs: list[R
 def test_who_stands_behind_a_victim_of_itself_has_its_turn(batching: Batching) -> None:
     policies = replace(OLDEST_IS_VICTIM, batching=batching)
     specs = [RequestSpec("old", 0, 5, 2, n=2, priority=1), RequestSpec("dear", 1, 1, 2)]
-    assert served(Capacity(5, 0, 2), Limits(6, 6, 64), policies, specs) == 2
+    assert served(Capacity(5, 0, 2), Limits(6, 6, 7), policies, specs) == 2
 
 
 def test_two_long_prompts_do_not_preempt_each_other_for_ever() -> None:

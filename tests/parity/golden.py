@@ -83,14 +83,19 @@ def policies_v1(config: dict[str, Any]) -> Policies:
     )
 
 
+def without(record: Record, names: frozenset[str]) -> Record:
+    """A record of either side, but for requests that never get any further than the waiting queue."""
+    waiting_room = {key: record[key] for key in ("waiting", "rejected") if key in record}
+    kept = {key: [name for name in value if name not in names] for key, value in waiting_room.items()}
+    return {**record, **kept}
+
+
 @dataclass
 class Run:
     """A scheduler in the hands of the golden step loop: arrivals, schedule, one fake token each, commit."""
 
     scheduler: LawfulScheduler
     specs: list[RequestSpec]
-    stops_above_window: bool
-    """V0 ends a sequence when it is longer than max_model_len, V1 when it is as long."""
 
     @classmethod
     def of(cls, engine: str, scenario: dict[str, Any]) -> Run:
@@ -99,7 +104,9 @@ class Run:
         # V1 keeps one block as a placeholder, which the number in the scenario includes.
         num_blocks = config["num_blocks"] - (0 if is_v0 else 1)
         capacity = Capacity(num_blocks, config.get("num_cpu_blocks", 0), config["block_size"])
-        limits = Limits(config["max_num_seqs"], config["max_num_batched_tokens"], config["max_model_len"])
+        # V0 ends a sequence when it is longer than its max_model_len, V1 and ours when it is as long.
+        window = config["max_model_len"] + (1 if is_v0 else 0)
+        limits = Limits(config["max_num_seqs"], config["max_num_batched_tokens"], window)
         policies = policies_v0(config) if is_v0 else policies_v1(config)
         specs = [
             RequestSpec(
@@ -113,14 +120,24 @@ class Run:
             for index, item in enumerate(scenario["requests"])
         ]
         specs.sort(key=lambda spec: spec.arrival_ns)
-        return cls(LawfulScheduler(capacity, limits, policies), specs, stops_above_window=is_v0)
+        return cls(LawfulScheduler(capacity, limits, policies), specs)
+
+    @property
+    def too_long(self) -> frozenset[str]:
+        """Requests whose prompts leave no room in the window.
+
+        Ours are rejected on arrival. V0 looks at a prompt when it is at the head of the queue, and only at
+        the part of it that the token budget allows; V1 leaves that to its front end.
+        """
+        window = self.scheduler.limits.max_model_len
+        return frozenset(spec.request_id for spec in self.specs if spec.num_prompt_tokens >= window)
 
     def with_policies(self, **changes: Any) -> Run:
         """The same scenario under other policies."""
         old = self.scheduler
         capacity = Capacity(old.kv.num_blocks, old.kv.host.num_blocks, old.kv.block_size)
         scheduler = LawfulScheduler(capacity, old.limits, replace(old.policies, **changes))
-        return Run(scheduler, self.specs, self.stops_above_window)
+        return Run(scheduler, self.specs)
 
     def records(self, num_steps: int) -> Iterator[Record]:
         """One record a step, in the words of the golden traces."""
@@ -130,6 +147,8 @@ class Run:
             while position < len(self.specs) and self.specs[position].arrival_ns < now_ns + NS_PER_STEP:
                 # All arrivals of a step come before it; their fractions of a step only order them.
                 scheduler.add(Request(self.specs[position]), now_ns)
+                if self.specs[position].request_id in self.too_long:
+                    assert self.specs[position].request_id not in scheduler.requests
                 position += 1
             plan = scheduler.schedule(now_ns)
             record = self._queues()
@@ -177,8 +196,8 @@ class Run:
         for chunk in plan.chunks:
             request = self.scheduler.requests[chunk.request_id]
             length = request.num_tokens + 1
-            limit = self.scheduler.limits.max_model_len + (1 if self.stops_above_window else 0)
-            if length - request.num_prompt_tokens >= request.max_tokens or length >= limit:
+            window = self.scheduler.limits.max_model_len
+            if length - request.num_prompt_tokens >= request.max_tokens or length >= window:
                 finished += [Finish(chunk.request_id, seq, FinishReason.LENGTH) for seq in chunk.samples]
         forked = [c.request_id for c in plan.chunks if len(c.samples) > len(c.seqs)]
         events = self.scheduler.commit(plan, StepResult(0, tuple(finished)), now_ns)

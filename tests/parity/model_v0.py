@@ -137,6 +137,7 @@ class ModelV0:
             while self._arrivals and self._arrivals[0][0] <= step:
                 self.waiting.append(self._arrivals.pop(0)[1])
                 self._note(self.waiting[-1].n > self.max_seqs, "stuck")
+                self._note(self.chunked and self.waiting[-1].prompt > self.window, "window")
             now = Step(self.max_tokens)
             try:
                 self._schedule(now)

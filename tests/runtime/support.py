@@ -136,7 +136,7 @@ class Recorder:
         self.closed_ns.append(now_ns)
 
 
-LIMITS = Limits(max_num_seqs=8, max_num_batched_tokens=100, max_model_len=128)
+LIMITS = Limits(max_num_seqs=8, max_num_batched_tokens=128, max_model_len=128)
 CHUNKED = replace(LIMITS, max_num_batched_tokens=13)
 
 

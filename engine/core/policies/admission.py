@@ -22,15 +22,6 @@ def _too_big(request: Request, num_blocks: int, num_allowed: int, state: State) 
     )
 
 
-def _too_long(request: Request, state: State) -> str | None:
-    if request.num_prompt_tokens < state.limits.max_model_len:
-        return None
-    return (
-        f"the prompt has {request.num_prompt_tokens} tokens, which leaves no room for output in the model's "
-        f"window of {state.limits.max_model_len}: send a shorter prompt or scale the lengths of the workload"
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class FullPrompt:
     """A request enters when blocks for all its tokens are free, though it may take them chunk by chunk.
@@ -44,10 +35,9 @@ class FullPrompt:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
-        """Longer than the window, or than the whole pool."""
-        num_blocks = state.kv.blocks_to_hold(request)
-        return _too_long(request, state) or _too_big(request, num_blocks, state.kv.num_blocks, state)
+    def never(self, request: Request, state: State) -> str | None:
+        """Longer than the whole pool."""
+        return _too_big(request, state.kv.blocks_to_hold(request), state.kv.num_blocks, state)
 
     def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
         """All its tokens fit now."""
@@ -80,8 +70,8 @@ class Watermark:
     """A request enters when its tokens fit and a share of the pool stays free (vLLM V0's block manager).
 
     Two habits of vLLM 0.4.2 are part of it. A running request wants one free block for each of its sequences,
-    due or not (`headroom_per_seq`). And a request is looked at only at the head of the queue, its length
-    compared after the token budget has clipped it. Where 0.4.2 could wait for ever, because the watermark can
+    due or not (`headroom_per_seq`). And whether a request fits the pool at all is asked only when it is at
+    the head of the queue. Where 0.4.2 could wait for ever, because the watermark can
     never be met, a request may come back as soon as nothing else runs.
     """
 
@@ -92,10 +82,8 @@ class Watermark:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
-        """More tokens in a step than the window, or more blocks than the pool without the watermark."""
-        if num_new_tokens > state.limits.max_model_len:
-            return _too_long(request, state)
+    def never(self, request: Request, state: State) -> str | None:
+        """More blocks than the pool without the watermark."""
         num_allowed = state.kv.num_blocks - self._reserve(state)
         return _too_big(request, state.kv.blocks_to_hold(request), num_allowed, state)
 

@@ -27,7 +27,9 @@ class Limits:
     max_num_batched_tokens: Count
     """Token budget of a step."""
     max_model_len: Count
-    """Tokens of a sequence, prompt included: the model's window."""
+    """Tokens of a sequence, prompt included: the model's window. A sequence ends when it is as long, so the
+    longest that is computed has one token less.
+    """
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -90,11 +92,10 @@ class Admission(Protocol):
         """Ask `never` when a request arrives, not only when it is at the head of the queue."""
         ...
 
-    def never(self, request: Request, num_new_tokens: int, state: State) -> str | None:
+    def never(self, request: Request, state: State) -> str | None:
         """Why the request could not even enter an empty pool; None if it could.
 
-        `num_new_tokens` is what the next step would compute of it: all it lacks, less where the budget clips
-        it.
+        The limits on what a request is (window, sequences) are the scheduler's own business.
         """
         ...
 
@@ -214,3 +215,19 @@ class Policies:
 
     def __post_init__(self) -> None:
         check_fields(self)  # each has the members of its axis
+
+    def check(self, limits: Limits) -> None:
+        """Whether a scheduler can work under these limits.
+
+        Raises:
+            UserError: prompts are not split, and the token budget is below the longest that a request may be
+                when it is computed in one step: its prompt, or all it has after a preemption.
+        """
+        longest = limits.max_model_len - 1
+        if not self.batching.splits_prompts and limits.max_num_batched_tokens < longest:
+            raise UserError(
+                f"limits.max_num_batched_tokens is {limits.max_num_batched_tokens}, and batching "
+                f"{type(self.batching).__name__} does not split prompts: a request of up to {longest} tokens "
+                f"(limits.max_model_len - 1) must fit into one step. Raise max_num_batched_tokens, lower "
+                f"max_model_len, or choose a batching that splits prompts"
+            )
