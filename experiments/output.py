@@ -85,13 +85,13 @@ def print_effort(console: Console, effort: Effort, summary: Summary) -> None:
     )
 
 
-def print_rejections(console: Console, log: RunLog) -> None:
-    """How many requests were rejected, and one of the reasons."""
-    rejected = log.requests[log.requests["status"] == "rejected"]
-    if len(rejected):
-        first = rejected.iloc[0]
-        text = f"{len(rejected)} of {len(log.requests)} requests rejected, {first.request_id}: {first.reason}"
-        print_line(console, text, style="yellow")
+def print_unserved(console: Console, log: RunLog) -> None:
+    """How many requests were rejected, how many failed, and one of the reasons."""
+    for status in ("rejected", "failed"):
+        ended = log.requests[log.requests["status"] == status]
+        if len(ended):
+            share = f"{len(ended)} of {len(log.requests)} requests {status}"
+            print_line(console, f"{share}, {ended.iloc[0].request_id}: {ended.iloc[0].reason}", style="yellow")
 
 
 def print_files(console: Console, directory: Path, files: Sequence[Path]) -> None:

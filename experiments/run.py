@@ -20,7 +20,7 @@ from experiments.output import (
     Wanted,
     print_effort,
     print_files,
-    print_rejections,
+    print_unserved,
     stdout_console,
     write_outcome,
 )
@@ -62,7 +62,7 @@ def main(config: DictConfig, directory: Path) -> None:
     outcome = serve(config, directory)
     summary, files = write_outcome(outcome, directory, config_text(config), Wanted.by(config))
     console.print(summary_table({config.world: summary}))
-    print_rejections(console, outcome.log)
+    print_unserved(console, outcome.log)
     print_effort(console, outcome.effort, summary)
     print_files(console, directory, files)
 

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.laws import LawBroken, LawfulScheduler
-from engine.core.plan import EventKind, PreemptionKind
+from engine.core.plan import ENDINGS, FinishReason, PreemptionKind
 from engine.core.policies.base import Limits, Policies
 from engine.core.scheduler import Scheduler
 from experiments.trial import Trial, every_combination
@@ -25,6 +25,7 @@ MakeScheduler = Callable[[Capacity, Limits, Policies], Scheduler]
 STEPS_PER_EPISODE = 200
 NAMES = [f"r{number}" for number in range(100)]
 """Ids, used again as soon as the end of the last bearer has been told."""
+STOPS = {FinishReason.STOP: 9, FinishReason.NOT_FINITE: 1}
 NS_PER_S = 1_000_000_000
 
 
@@ -73,7 +74,8 @@ def episode(trial: Trial, rng: Random, num_steps: int) -> None:
         for chunk in plan.chunks:
             for seq in chunk.samples:
                 if rng.random() < 0.1:
-                    trial.backend.stop(chunk.request_id, seq)
+                    reason = rng.choices(tuple(STOPS), weights=tuple(STOPS.values()))[0]
+                    trial.backend.stop(chunk.request_id, seq, reason)
         if rng.random() < 0.02:
             _abort_one(trial, rng)
         trial.end()
@@ -136,8 +138,8 @@ def main() -> None:
 def summary(total: Counter[str], cpu_s: float) -> str:
     """One line: what happened, and that all laws held."""
     names = (
-        "steps", "tokens", "requests", EventKind.FINISHED, EventKind.ABORTED, EventKind.REJECTED,
-        *PreemptionKind, "fallbacks", "refusals", "forks", "blocks copy", "blocks swap_out", "blocks swap_in",
+        "steps", "tokens", "requests", *ENDINGS, *PreemptionKind, "fallbacks", "refusals", "forks",
+        "blocks copy", "blocks swap_out", "blocks swap_in",
     )  # fmt: skip
     counts = ", ".join(f"{name} {total[name]:,}" for name in names)
     return f"all laws held: {counts}; {cpu_s:.0f} s CPU, {total['steps'] / max(cpu_s, 1e-9):,.0f} steps/s"

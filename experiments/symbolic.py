@@ -59,7 +59,7 @@ class SymbolicBackend:
         self.tables: dict[tuple[str, int], list[int]] = {}
         self.requests: dict[str, _Sequences] = {}
         self._num_lives = 0
-        self._stops: set[tuple[str, int]] = set()
+        self._stops: dict[tuple[str, int], FinishReason] = {}
         self.tally: Counter[str] = Counter()
 
     @property
@@ -81,9 +81,9 @@ class SymbolicBackend:
         for seq in self.requests.pop(request_id).live:
             self._forget(request_id, seq)
 
-    def stop(self, request_id: str, seq: int) -> None:
-        """Let a sequence end with the next token that it samples."""
-        self._stops.add((request_id, seq))
+    def stop(self, request_id: str, seq: int, reason: FinishReason = FinishReason.STOP) -> None:
+        """Let a sequence end with the next token that it samples, or fail to."""
+        self._stops[request_id, seq] = reason
 
     def submit(self, plan: StepPlan) -> StepPlan:
         """Move, write, and read back."""
@@ -109,10 +109,11 @@ class SymbolicBackend:
             request = self.requests[chunk.request_id]
             request.length += bool(chunk.samples)
             for seq in chunk.samples:
-                if request.length >= request.max_len:
-                    finished.append(Finish(chunk.request_id, seq, FinishReason.LENGTH))
-                elif (chunk.request_id, seq) in self._stops:
-                    finished.append(Finish(chunk.request_id, seq, FinishReason.STOP))
+                reason = self._stops.get((chunk.request_id, seq))
+                if reason is None and request.length >= request.max_len:
+                    reason = FinishReason.LENGTH
+                if reason is not None:
+                    finished.append(Finish(chunk.request_id, seq, reason))
         for request_id, seq, _ in finished:
             request = self.requests[request_id]
             request.live = tuple(other for other in request.live if other != seq)
@@ -179,4 +180,4 @@ class SymbolicBackend:
 
     def _forget(self, request_id: str, seq: int) -> None:
         self.tables.pop((request_id, seq), None)
-        self._stops.discard((request_id, seq))
+        self._stops.pop((request_id, seq), None)

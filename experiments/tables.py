@@ -15,7 +15,7 @@ from engine.telemetry.agreement import kendall_tau, winner
 Summary = Mapping[str, float]
 
 SECTIONS = {
-    "requests": ("completed", "num_rejected", "num_aborted", "num_unfinished", "duration"),
+    "requests": ("completed", "num_rejected", "num_failed", "num_aborted", "num_unfinished", "duration"),
     "throughput": ("request_throughput", "output_throughput", "total_token_throughput", "request_goodput"),
     "TTFT": ("mean_ttft_ms", "median_ttft_ms", "p90_ttft_ms", "p99_ttft_ms"),
     "TPOT": ("mean_tpot_ms", "median_tpot_ms", "p90_tpot_ms", "p99_tpot_ms"),

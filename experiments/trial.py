@@ -10,7 +10,7 @@ from itertools import product
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.laws import LawBroken
-from engine.core.plan import Event, EventKind, StepPlan
+from engine.core.plan import ENDINGS, Event, StepPlan
 from engine.core.policies.admission import FirstChunk, FullPrompt, Watermark
 from engine.core.policies.base import (
     Admission,
@@ -133,7 +133,7 @@ class Trial:
             if self.begin() is None:
                 raise LawBroken(6, f"nothing to do, but not idle: {self.outstanding}")
             kinds = {event.kind for event in self.end()}
-            since_end = 0 if kinds & {EventKind.FINISHED, EventKind.REJECTED} else since_end + 1
+            since_end = 0 if kinds & set(ENDINGS) else since_end + 1
             if since_end > self._patience():
                 raise LawBroken(6, f"in {since_end} steps nobody ended: {self.scheduler.requests}")
         kv, backend = self.scheduler.kv, self.backend

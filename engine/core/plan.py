@@ -200,12 +200,15 @@ class FinishReason(StrEnum):
     """A stop token was sampled."""
     LENGTH = "length"
     """The length that the trace recorded, max_tokens or the model's window was reached."""
-    ABORTED = "aborted"
-    REJECTED = "rejected"
+    NOT_FINITE = "its logits were not finite"
+    """NaN or infinite: there is no distribution to draw from. The whole request has failed."""
 
 
 class Finish(NamedTuple):
-    """A sequence that ended with the token sampled in this step; decided behind the seam."""
+    """A sequence that ended in this step; decided behind the seam.
+
+    With the token that it sampled, or, if its logits were not finite, without one.
+    """
 
     request_id: str
     seq: int
@@ -216,7 +219,11 @@ NO_PARTS: Mapping[str, float] = MappingProxyType({})
 
 
 class StepResult(NamedTuple):
-    """What became of a plan. Every sequence in a chunk's `samples` has gained one token."""
+    """What became of a plan.
+
+    Every sequence in a chunk's `samples` has gained one token, but for those of a request that failed: it
+    ends with this step, all its sequences together, and nothing of the step is served to it.
+    """
 
     duration_ns: int
     """Measured or modelled."""
@@ -255,9 +262,11 @@ class EventKind(StrEnum):
     FINISHED = "finished"
     ABORTED = "aborted"
     REJECTED = "rejected"
+    FAILED = "failed"
+    """The logits of one of its sequences were not finite."""
 
 
-ENDINGS = (EventKind.FINISHED, EventKind.ABORTED, EventKind.REJECTED)
+ENDINGS = (EventKind.FINISHED, EventKind.ABORTED, EventKind.REJECTED, EventKind.FAILED)
 """A request ends with exactly one of these."""
 
 

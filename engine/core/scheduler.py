@@ -20,6 +20,7 @@ from engine.core.plan import (
     Event,
     EventKind,
     Finish,
+    FinishReason,
     PreemptionKind,
     Rejection,
     StepPlan,
@@ -172,11 +173,14 @@ class Scheduler:
             raise RuntimeError(f"step {plan.step_id} is not in flight: commit each plan once, in order")
         requests, self._in_flight = self._in_flight[1], None
         batch = plan.chunks
+        for finish in result.finished:
+            if finish.reason is FinishReason.NOT_FINITE:  # before any progress: it made none in this step
+                self._fail(finish, requests, now_ns)
         self.num_kv_tokens += plan.num_tokens
         for request, num_tokens, seqs, samples in zip(
             requests, batch.num_tokens, batch.seqs, batch.samples, strict=True
         ):
-            if request.status is not RUNNING:  # aborted while the step ran
+            if request.status is not RUNNING:  # failed, or aborted while the step ran
                 self.num_kv_tokens -= num_tokens * len(seqs)
                 continue
             request.num_computed_tokens += num_tokens
@@ -231,13 +235,9 @@ class Scheduler:
 
     def _finish(self, finish: Finish, in_flight: list[Request], now_ns: int) -> None:
         """A sequence has ended; with its last sequence the request."""
-        request = next((request for request in in_flight if request.id == finish.request_id), None)
-        if request is None or finish.seq not in request.live:
-            raise ValueError(
-                f"the backend ends sequence {finish.seq} of {finish.request_id!r}, which did not run"
-            )
+        request = _who_ends(finish, in_flight)
         if request.status is not Status.RUNNING:
-            return  # aborted while the step ran
+            return  # failed, or aborted while the step ran
         if len(request.live) == 1:
             self.leave_running(request)
             self.end(request, EventKind.FINISHED, finish.reason, now_ns)
@@ -252,6 +252,13 @@ class Scheduler:
         self.num_running_seqs -= 1
         self.num_kv_tokens += request.num_kv_slots - num_kv_slots
         self._tell(request, EventKind.SEQUENCE_FINISHED, finish.reason, now_ns)
+
+    def _fail(self, finish: Finish, in_flight: list[Request], now_ns: int) -> None:
+        """The request ends with all its sequences: what one of them has computed is of no use."""
+        request = _who_ends(finish, in_flight)
+        if request.status is Status.RUNNING:
+            self.leave_running(request)
+            self.end(request, EventKind.FAILED, finish.reason, now_ns)
 
     def _turn_away(self, request: Request) -> str | None:
         """Why an arriving request can never run. The limits are held against what it is, whoever schedules it
@@ -288,3 +295,11 @@ class Scheduler:
         if now_ns < self._now_ns:
             raise ValueError(f"time goes back from {self._now_ns} to {now_ns} ns")
         self._now_ns = now_ns
+
+
+def _who_ends(finish: Finish, in_flight: list[Request]) -> Request:
+    """The request of a sequence that the backend ends."""
+    for request in in_flight:
+        if request.id == finish.request_id and finish.seq in request.live:
+            return request
+    raise ValueError(f"the backend ends sequence {finish.seq} of {finish.request_id!r}, which did not run")

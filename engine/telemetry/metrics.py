@@ -13,14 +13,18 @@ from engine.telemetry.runlog import RunLog
 
 NS_PER_S = 1e9
 
+UNSERVED = ("aborted", "rejected", "failed", "unfinished")
+"""Statuses of requests that did not finish."""
+
 
 def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[str, float]:
     """All metrics of a run by name; NaN where one is undefined.
 
     Latencies in ms and throughputs (requests or tokens a second) count finished requests only; aborted,
-    rejected and unfinished ones are counted by their own names. `duration` is in s, from the first arrival
-    to the end of the last step. With limits in `slo_ms` (ttft, tpot, e2el) there are `request_goodput`, the
-    requests a second that meet all of them, and `slo_attainment`, their share of all requests that arrived.
+    rejected, failed and unfinished ones are counted by their own names. `duration` is in s, from the first
+    arrival to the end of the last step. With limits in `slo_ms` (ttft, tpot, e2el) there are
+    `request_goodput`, the requests a second that meet all of them, and `slo_attainment`, their share of all
+    requests that arrived.
     """
     duration_ns = run_duration_ns(log)
     return {
@@ -49,7 +53,7 @@ def request_metrics(
     metrics: dict[str, float] = {
         "num_requests": len(requests),
         "completed": len(finished),
-        **{f"num_{name}": int(statuses.get(name, 0)) for name in ("aborted", "rejected", "unfinished")},
+        **{f"num_{name}": int(statuses.get(name, 0)) for name in UNSERVED},
         "duration": duration_s,
         "total_input_tokens": num_input,
         "total_output_tokens": num_output,

@@ -109,10 +109,10 @@ REQUEST_COLUMNS = {
 }
 """Columns of requests.parquet after `world`, with their pandas dtype, or their Arrow type for lists.
 
-`status` is finished, aborted, rejected or unfinished; `reason` is the finish reason of the last sequence,
-or why the request was rejected. `num_output_tokens` sums over the sequences; `token_times_ns` holds their
-tokens, sequence after sequence, as many of each as `seq_num_output_tokens` says. `phases` and
-`phase_times_ns`: what the request entered when.
+`status` is finished, aborted, rejected, failed or unfinished; `reason` is the finish reason of the last
+sequence, or why the request was rejected or has failed. `num_output_tokens` sums over the sequences;
+`token_times_ns` holds their tokens, sequence after sequence, as many of each as `seq_num_output_tokens` says.
+`phases` and `phase_times_ns`: what the request entered when.
 """
 
 UNFINISHED = "unfinished"

@@ -38,12 +38,13 @@ def token_times(recorder: Recorder, ends_ns: Ints) -> TokenTimes:
     """Unroll the token log; `ends_ns` says when each step ended.
 
     A token of the step that told of an abort is left out: the request was gone before the step was committed.
+    So is one of the step in which the request failed: it sampled none.
     """
     records = list(recorder.records.values())
     first_seq = np.cumsum([0, *(record.spec.n for record in records)], dtype=np.int64)
     last_steps = np.full(first_seq[-1], recorder.num_steps, dtype=np.int64)
     for record in records:
-        if record.ending is EventKind.ABORTED:
+        if record.ending in (EventKind.ABORTED, EventKind.FAILED):
             last_steps[first_seq[record.row] : first_seq[record.row + 1]] = record.end_step
     seqs = _owner_seqs(recorder, first_seq)
     firsts, lasts = _spans(recorder)

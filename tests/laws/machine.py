@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.laws import LawfulScheduler
+from engine.core.plan import FinishReason
 from engine.core.policies.base import Limits, Policies
 from experiments.trial import Trial, every_combination
 
@@ -88,14 +89,14 @@ class CoreMachine(RuleBasedStateMachine):
             self.trial.end()
 
     @precondition(lambda self: self.trial.flight is not None and self.trial.flight.plan.chunks)
-    @rule(index=INDEX)
-    def stop(self, index: int) -> None:
-        """A sequence in the step in flight ends by itself, if this step samples it."""
+    @rule(index=INDEX, reason=st.sampled_from((FinishReason.STOP, FinishReason.NOT_FINITE)))
+    def stop(self, index: int, reason: FinishReason) -> None:
+        """A sequence in the step in flight ends by itself or fails, if this step samples it."""
         assert self.trial.flight is not None
         chunks = [chunk for chunk in self.trial.flight.plan.chunks if chunk.samples]
         pairs = [(chunk.request_id, seq) for chunk in chunks for seq in chunk.samples]
         if pairs:
-            self.trial.backend.stop(*pairs[index % len(pairs)])
+            self.trial.backend.stop(*pairs[index % len(pairs)], reason)
 
     @rule(duration_ns=st.sampled_from((1, 999, 1_000_000_000)))
     def wait(self, duration_ns: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from engine.core.plan import EventKind, PreemptionKind
+from engine.core.plan import ENDINGS, PreemptionKind
 from experiments.soak import STEPS_PER_EPISODE, soak, summary
 from experiments.trial import every_combination
 
@@ -22,10 +22,10 @@ def test_laws_hold_over_many_steps() -> None:
     assert total["steps"] >= NUM_STEPS, summary(total, 0.0)
     assert num_episodes >= len(every_combination()), "a combination of policies was not tried"
     # A law that was never put to the test has not been kept.
-    for name in (*PreemptionKind, "fallbacks", "forks", "blocks copy", EventKind.ABORTED, EventKind.REJECTED):
+    for name in (*PreemptionKind, "fallbacks", "forks", "blocks copy", *ENDINGS):
         assert total[name] > 1_000, f"{name}: {total[name]}"
     # Whoever enters ends: exactly once, or the trial would have said so.
-    endings = total[EventKind.FINISHED] + total[EventKind.ABORTED] + total[EventKind.REJECTED]
+    endings = sum(total[kind] for kind in ENDINGS)
     assert endings == total["requests"]
 
 

@@ -113,14 +113,18 @@ def test_a_single_token_has_no_tpot_and_spoils_nothing() -> None:
 
 def test_requests_that_did_not_finish_are_counted_but_not_timed() -> None:
     script = Script()
-    for request_id in ("finished", "aborted", "rejected", "unfinished"):
+    for request_id in ("finished", "aborted", "rejected", "unfinished", "failed"):
         script.arrive(request_id, 0, 2)
     script.step(
         0,
         5,
-        [prefill("finished", 0, 2), prefill("aborted", 0, 2)],
-        admitted=["finished", "aborted"],
-        events=[ended("rejected", EventKind.REJECTED, 0, "too long")],
+        [prefill("finished", 0, 2), prefill("aborted", 0, 2), prefill("failed", 0, 2)],
+        admitted=["finished", "aborted", "failed"],
+        finished=[("failed", 0)],
+        events=[
+            ended("rejected", EventKind.REJECTED, 0, "too long"),
+            ended("failed", EventKind.FAILED, 5, "its logits were not finite"),
+        ],
     )
     script.step(
         5,
@@ -130,10 +134,13 @@ def test_requests_that_did_not_finish_are_counted_but_not_timed() -> None:
         events=[ended("aborted", EventKind.ABORTED, 6), ended("finished", EventKind.FINISHED, 50)],
     )
     summary = summarize(script.log(), {"ttft": 100})
-    counts = {name: summary[f"num_{name}"] for name in ("requests", "aborted", "rejected", "unfinished")}
-    assert counts == {"requests": 4, "aborted": 1, "rejected": 1, "unfinished": 1}
+    names = ("requests", "aborted", "rejected", "unfinished", "failed")
+    assert [summary[f"num_{name}"] for name in names] == [5, 1, 1, 1, 1]
+    failed = script.log().requests.set_index("request_id").loc["failed"]
+    assert (failed["status"], failed["reason"]) == ("failed", "its logits were not finite")
+    assert failed["num_output_tokens"] == 0 and len(failed["token_times_ns"]) == 0
     assert (summary["completed"], summary["total_output_tokens"], summary["mean_e2el_ms"]) == (1, 2, 50)
-    assert summary["slo_attainment"] == 0.25
+    assert summary["slo_attainment"] == 0.2
 
 
 def test_a_run_in_which_nothing_finished_has_undefined_latencies_and_no_warnings() -> None:
