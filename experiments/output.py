@@ -90,8 +90,9 @@ def print_unserved(console: Console, log: RunLog) -> None:
     for status in ("rejected", "failed"):
         ended = log.requests[log.requests["status"] == status]
         if len(ended):
+            first = ended.iloc[0]
             share = f"{len(ended)} of {len(log.requests)} requests {status}"
-            print_line(console, f"{share}, {ended.iloc[0].request_id}: {ended.iloc[0].reason}", style="yellow")
+            print_line(console, f"{share}, {first.request_id}: {first.reason}", style="yellow")
 
 
 def print_files(console: Console, directory: Path, files: Sequence[Path]) -> None:

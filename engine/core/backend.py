@@ -7,10 +7,11 @@ The true length of an output is known here and only here. The scheduler sees a `
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol, runtime_checkable
 
 from engine.core.errors import UserError
-from engine.core.fields import Count, Natural, check_fields
+from engine.core.fields import Count, Natural, NonNegative, Share, check_fields
 from engine.core.plan import StepPlan, StepResult
 
 
@@ -18,14 +19,33 @@ from engine.core.plan import StepPlan, StepResult
 class Sampling:
     """How tokens are drawn; temperature 0 is greedy. Sequence i of a request draws from the stream seed +
     i.
+
+    Raises:
+        UserError: a value is out of its range; the message names the field.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
+    temperature: NonNegative = 0.0
+    top_k: Natural = 0
     """0: off."""
-    top_p: float = 1.0
+    top_p: Share = 1.0
     seed: int = 0
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[Natural, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self._is_plainly_right():
+            check_fields(self)
+
+    def _is_plainly_right(self) -> bool:
+        """A look that spares nearly all the check: a workload makes one of these for each request."""
+        return (
+            type(self.temperature) is float
+            and 0 <= self.temperature < inf
+            and type(self.top_k) is type(self.seed) is int
+            and self.top_k >= 0
+            and type(self.top_p) is float
+            and 0 < self.top_p <= 1
+            and self.stop_token_ids == ()
+        )
 
 
 @dataclass(frozen=True, slots=True)

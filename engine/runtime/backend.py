@@ -15,7 +15,7 @@ from pagedkv import KVLayout, PagedAttention, Piece, StepLimits, batch_order
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
-from engine.core.plan import Chunk, Finish, StepPlan, StepResult, Transfer
+from engine.core.plan import Chunk, Finish, FinishReason, StepPlan, StepResult, Transfer
 from engine.core.policies.base import Limits
 from engine.runtime.kernels import Kernels, Reference
 from engine.runtime.model import LoadedModel
@@ -110,15 +110,15 @@ class TorchBackend:
         self.sequences.update(plan.updates)
         transfer_ns = self._transfer(plan.transfers)
         times.append(perf_counter_ns())
-        token_ids: dict[tuple[str, int], int] = {}
+        draws: list[Draw] = []
+        drawn: list[int | None] = []
         if plan.chunks:
             flat = self.sequences.flatten(plan.chunks)
             draws, kept_rows = self._draws(plan.chunks, flat.last_rows)
             logits = self._forward(flat.token_ids, flat.pieces, kept_rows, self._attention)
             times.append(perf_counter_ns())
-            keys = [(draw.request_id, draw.seq) for draw in draws]
-            token_ids = dict(zip(keys, self._kernels.sample(logits, draws), strict=True))
-        finished = self._append(token_ids)
+            drawn = self._kernels.sample(logits, draws)
+        token_ids, finished = self._append(draws, drawn)
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         times.append(perf_counter_ns())
@@ -175,16 +175,27 @@ class TorchBackend:
         logits: torch.Tensor = output.logits[0]
         return (logits if self._keeps_logits else logits[kept])[: len(kept_rows)]
 
-    def _append(self, token_ids: Mapping[tuple[str, int], int]) -> tuple[Finish, ...]:
-        """Add the sampled tokens to their sequences; those that ended, in batch order."""
-        finished = []
-        for (request_id, seq), token_id in token_ids.items():
-            num_tokens = self.sequences.append(request_id, seq, token_id)
-            spec = self.sequences.specs[request_id]
-            reason = finish_reason(spec, token_id, num_tokens, self.limits.max_model_len)
-            if reason is not None:
-                finished.append(Finish(request_id, seq, reason))
-        return tuple(finished)
+    def _append(
+        self, draws: Sequence[Draw], drawn: Sequence[int | None]
+    ) -> tuple[dict[tuple[str, int], int], tuple[Finish, ...]]:
+        """Add the sampled tokens to their sequences; tokens and ends, in batch order.
+
+        A request of which a row of logits was not finite gets none of them: it has failed.
+        """
+        failed = {draw.request_id for draw, token_id in zip(draws, drawn, strict=True) if token_id is None}
+        token_ids: dict[tuple[str, int], int] = {}
+        finished: list[Finish] = []
+        for (request_id, seq, *_), token_id in zip(draws, drawn, strict=True):
+            if token_id is None:
+                finished.append(Finish(request_id, seq, FinishReason.NOT_FINITE))
+            elif request_id not in failed:
+                token_ids[request_id, seq] = token_id
+                num_tokens = self.sequences.append(request_id, seq, token_id)
+                spec = self.sequences.specs[request_id]
+                reason = finish_reason(spec, token_id, num_tokens, self.limits.max_model_len)
+                if reason is not None:
+                    finished.append(Finish(request_id, seq, reason))
+        return token_ids, tuple(finished)
 
     def _parts_ns(self, times: Sequence[int]) -> dict[str, float]:
         """The duration by parts; on a GPU work is queued, so only the whole can be told."""

@@ -11,7 +11,7 @@ from pagedkv import KVLayout, PagedAttention, ReferenceAttention, StepLimits
 from pagedkv.transfers import copy_runs
 
 from engine.core.errors import UserError
-from engine.runtime.sampler import Draw, sample
+from engine.runtime.sampler import Draw, finite_rows, sample
 
 
 class Kernels(Protocol):
@@ -33,8 +33,8 @@ class Kernels(Protocol):
         """Copy whole blocks from pool to pool, or within one, bit for bit, before the step computes."""
         ...
 
-    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """Token of each draw, from logits `(num_rows, vocab_size)`."""
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        """Token of each draw, from logits `(num_rows, vocab_size)`; None where they are not finite."""
         ...
 
 
@@ -54,7 +54,7 @@ class Reference:
         """One copy a run of neighbours."""
         copy_runs(source, target, src_ids, dst_ids)
 
-    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int | None]:
         """Row by row, by sorting."""
         return sample(logits, draws)
 
@@ -88,12 +88,19 @@ class Triton:
         move = copy_blocks if source is target else swap_blocks
         move(source, target, src_ids, dst_ids)
 
-    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
-        """All draws in one launch."""
-        from pagedkv import sampling
-
+    def sample(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int | None]:
+        """All draws in one launch; a row that is not finite comes near no kernel."""
         if all(draw.sampling.temperature == 0 for draw in draws):
             return sample(logits, draws)
+        finite = finite_rows(logits)
+        tokens = iter(self._draw(logits, [draw for draw in draws if finite[draw.row]]))
+        return [next(tokens) if finite[draw.row] else None for draw in draws]
+
+    def _draw(self, logits: torch.Tensor, draws: Sequence[Draw]) -> list[int]:
+        from pagedkv import sampling
+
+        if not draws:
+            return []
         rows = torch.tensor([draw.row for draw in draws], device=logits.device)
         # Float64, because 0.3 in float32 is more than 0.3, and might keep a token too many.
         reals = [(d.sampling.temperature, d.sampling.top_p, d.number) for d in draws]

@@ -40,13 +40,11 @@ class Shape:
             ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "must be at least 1, or null"),
             ("n", self.n >= 1, "must be at least 1"),
             ("priorities", _are_weights(weights), "must map whole numbers to weights: {0: 0.9, 1: 0.1}"),
-            ("temperature", 0 <= self.temperature < np.inf, "must not be negative (0 is greedy)"),
-            ("top_k", self.top_k >= 0, "must not be negative (0 is off)"),
-            ("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1 (1 is off)"),
         )
         for name, holds, advice in rules:
             if not holds:
                 raise WorkloadError(f"{name} is {getattr(self, name)!r}: {advice}")
+        self._sampling(seed=0)  # refuses what cannot be sampled with
 
     def specs(self, rows: Rows, max_model_len: int, seed: int) -> list[RequestSpec]:
         """The requests of these rows, for a window of `max_model_len` tokens of prompt and output."""

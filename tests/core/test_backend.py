@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.backend import Capacity, RequestSpec, Sampling
+from engine.core.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,27 @@ def test_a_sequence_ends_at_the_first_of_its_limits(
 ) -> None:
     spec = RequestSpec("a", 0, 10, max_tokens, num_output_tokens)
     assert spec.length_limit(window) == limit
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", (-1, -1e-9, NAN, INF, "hot", None, True)),
+        ("top_k", (-1, 2.5, "3", None)),
+        ("top_p", (0, -0.1, 1.001, NAN, "all", None)),
+        ("seed", (1.5, "x", None)),
+        ("stop_token_ids", (2, (2, -1), (2.0,), ("</s>",))),
+    ],
+)
+def test_sampling_that_cannot_be(field: str, values: tuple[Any, ...]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=rf"^Sampling\.{field}(\[\d\])? is .*: must be "):
+            Sampling(**{field: value})
+
+
+def test_sampling_at_the_edges() -> None:
+    Sampling(temperature=5e-324, top_k=10**9, top_p=1e-12, seed=-3, stop_token_ids=(0, 2))
+    Sampling(temperature=2, top_p=1)

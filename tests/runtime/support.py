@@ -1,13 +1,14 @@
 """Tiny models, their own greedy answers, and short ways to run requests through the engine."""
 
 import random
+from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 import torch
 import transformers
 
 from engine.core.backend import RequestSpec
-from engine.core.plan import EventKind
+from engine.core.plan import ENDINGS
 from engine.core.policies.admission import FirstChunk, FullPrompt
 from engine.core.policies.base import Limits, Policies
 from engine.core.policies.batching import DecodeFirst, PrefillFirst
@@ -110,7 +111,7 @@ def request(request_id, prompt, num_output_tokens, **options):
 class Recorder:
     """Tokens of each sequence, preemptions, and endings."""
 
-    tokens: dict = field(default_factory=dict)
+    tokens: dict = field(default_factory=lambda: defaultdict(list))
     preemptions: list = field(default_factory=list)
     endings: dict = field(default_factory=dict)
     num_copies: int = 0
@@ -125,10 +126,8 @@ class Recorder:
         self.preemptions += plan.preemptions
         self.num_copies += sum(len(t.src) for t in plan.transfers if t.kind == "copy")
         for key, token_id in (result.token_ids or {}).items():
-            self.tokens.setdefault(key, []).append(token_id)
-        self.endings |= {
-            e.request_id: e for e in events if e.kind in (EventKind.FINISHED, EventKind.REJECTED)
-        }
+            self.tokens[key].append(token_id)
+        self.endings |= {e.request_id: e for e in events if e.kind in ENDINGS}
         self.starts_ns.append(start_ns)
         self.ends_ns.append(end_ns)
 

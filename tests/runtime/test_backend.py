@@ -18,6 +18,7 @@ from engine.core.plan import (
 )
 from engine.runtime.backend import TorchBackend
 from engine.runtime.kernels import Reference
+from engine.runtime.model import prepare
 from engine.runtime.pools import Pools
 from tests.runtime.support import LIMITS, VOCAB_SIZE, build, generate, load, prompts, request
 
@@ -129,6 +130,44 @@ def test_stop_token_ends_a_sequence_and_the_oracle_length_ends_another(backend):
         updates=[TableUpdate("stop", 0, 0, (0, 1)), TableUpdate("length", 0, 0, (2, 3))],
     )
     assert result.finished == (Finish("stop", 0, FinishReason.STOP), Finish("length", 0, FinishReason.LENGTH))
+
+
+def poisoned(value):
+    """A model with one token, 100, whose embedding is not finite."""
+    plain = build("llama")
+    with torch.no_grad():
+        plain.model.embed_tokens.weight[100] = value
+    return prepare(plain)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_request_whose_logits_are_not_finite_fails_alone_and_gets_no_token(value):
+    backend = TorchBackend(poisoned(value), LIMITS, block_size=4, num_blocks=20)
+    prompt = tuple(min(token, 99) for token in prompts((6,))[0])
+    backend.add(request("bad", (100, *prompt[1:]), 3, n=2, sampling=Sampling(0.7)))
+    backend.add(request("good", prompt, 1))
+    result = execute(
+        backend,
+        Chunk("bad", 0, 6, (0,), (0, 1)),
+        Chunk("good", 0, 6, (0,), (0,)),
+        updates=[TableUpdate("bad", 0, 0, (0, 1)), TableUpdate("good", 0, 0, (2, 3))],
+    )
+    failed = [Finish("bad", seq, FinishReason.NOT_FINITE) for seq in (0, 1)]
+    assert result.finished == (*failed, Finish("good", 0, FinishReason.LENGTH))
+    assert result.token_ids == {("good", 0): generate(build("llama"), prompt, 1)[0]}
+    assert backend.sequences.num_tokens("bad", 0) == 6
+
+
+def test_one_sequence_that_fails_takes_the_others_of_its_request_along():
+    backend = TorchBackend(poisoned(float("nan")), LIMITS, block_size=4, num_blocks=20)
+    prompt = tuple(min(token, 99) for token in prompts((6,))[0])
+    backend.add(request("a", prompt, 9, n=2))
+    execute(backend, Chunk("a", 0, 6, (0,), (0, 1)), updates=[TableUpdate("a", 0, 0, (0, 1))])
+    backend.sequences._tokens["a", 1][-1] = 100  # as if drawn
+    second = [TableUpdate("a", seq, 0, (0, last)) for seq, last in ((0, 1), (1, 2))]
+    copy = [Transfer(TransferKind.COPY, "a", (1,), (2,))]
+    result = execute(backend, Chunk("a", 6, 1, (0, 1), (0, 1)), updates=second, transfers=copy)
+    assert (result.token_ids, result.finished) == ({}, (Finish("a", 1, FinishReason.NOT_FINITE),))
 
 
 def test_the_models_window_ends_a_sequence(llama):

@@ -91,6 +91,28 @@ def test_sequence_i_draws_from_the_stream_of_seed_plus_i():
     assert len(set(together)) > 1
 
 
+@pytest.mark.parametrize("temperature", [1e-4, 1e-100, 1e-307, 1e-308, 1e-320, 5e-324])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_a_tiny_temperature_is_greedy(temperature, scale):
+    for options in ({}, {"top_k": 3, "top_p": 0.9}):
+        sampling = Sampling(temperature, **options)
+        assert {sample_row(LOGITS * scale, sampling, i / 20) for i in range(20)} == {1}
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(0.7), Sampling(0.7, top_k=2, top_p=0.9)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_row_that_is_not_finite_has_no_token_and_the_others_keep_theirs(sampling, dtype):
+    logits = LOGITS.repeat(6, 1).to(dtype)
+    alone = sample(logits[:1], [Draw("a", 0, 0, 7, sampling)])
+    logits[1, 2] = float("nan")
+    logits[2, 2] = float("inf")
+    logits[3] = float("nan")
+    logits[4] = float("-inf")
+    logits[5, [0, 2, 3, 4]] = float("-inf")  # a mask, which leaves one token
+    tokens = sample(logits, [Draw("a", 0, row, 7, sampling) for row in range(6)])
+    assert tokens == [*alone, None, None, None, None, 1]
+
+
 def test_what_ends_a_sequence():
     spec = RequestSpec("a", 0, 10, 20, num_output_tokens=5, sampling=Sampling(stop_token_ids=(7,)))
     assert finish_reason(spec, 7, 12, 100) is FinishReason.STOP

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.core.backend import RequestSpec
+from engine.core.errors import UserError
 from sim.workloads.azure import AzureTrace
 from sim.workloads.base import Rows, WorkloadError, ordered_rows
 from sim.workloads.shape import Shape
@@ -207,12 +208,13 @@ def test_priorities_are_drawn_by_weight_and_no_slice_changes_them() -> None:
         {"temperature": -0.1},
         {"top_k": -1},
         {"top_p": 0.0},
+        {"stop_token_ids": [3, -1]},
     ],
     ids=str,
 )
 def test_options_out_of_range_are_named(bad: dict[str, Any]) -> None:
     (name,) = bad
-    with pytest.raises(WorkloadError, match=f"^{name} is "):
+    with pytest.raises(UserError, match=rf"^(Sampling\.)?{name}(\[\d\])? is "):
         Shape(**bad)
 
 
