@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, cast
 
 from simpy import Environment, Event
 
@@ -14,79 +16,110 @@ from engine.core.serving import Serving
 FOREVER_NS = 1 << 62
 MAX_BARREN_STEPS = 1000
 """A backstop against a simulation that never ends; LawfulScheduler holds law 6 to a bound of a few steps."""
+NO_ABORTS: Mapping[str, int] = MappingProxyType({})
 
 
-def simulate(serving: Serving, specs: Sequence[RequestSpec], *, leaps: bool = True) -> int:
+def simulate(
+    serving: Serving,
+    specs: Sequence[RequestSpec],
+    *,
+    aborts_ns: Mapping[str, int] = NO_ABORTS,
+    leaps: bool = True,
+) -> int:
     """Serve a workload to its end and return the time at which the last step ended, in ns from 0.
 
-    With `leaps`, stretches of steps that can only repeat the one before are taken at once; the run log is the
-    same as without (law 10), sooner.
+    `aborts_ns` says when the clients of some requests go away; one that has not arrived by then, or has
+    ended, is not touched. With `leaps`, stretches of steps that can only repeat the one before are taken at
+    once; the run log is the same as without (law 10), sooner.
 
-    Requests enter in order of (arrival, id). Those that arrive at the very moment at which a step starts
-    enter before it is planned; those that arrive during a step wait for the next. Raises LawBroken if the
-    scheduler gives up on outstanding requests (law 6, progress).
+    What happens at the same moment happens in this order: a step ends, requests enter in order of their ids,
+    requests are aborted, the next step is planned. Those that arrive during a step wait for the next; an
+    abort takes effect at once. Raises LawBroken if the scheduler gives up on outstanding requests (law 6,
+    progress).
     """
     env = Environment(initial_time=0)
-    door = _Door(env, serving, specs)
-    # The conjunction hands on an exception of either process as it is; SimPy would make a copy of the door's.
-    env.run(until=env.process(_engine(env, serving, door, leaps)) & env.process(door.run()))
-    return int(env.now)
+    clients = _Clients(env, serving, specs, aborts_ns)
+    engine = env.process(_engine(env, serving, clients, leaps))
+    # The conjunction hands on an exception of either process as it is; SimPy would make a copy of one.
+    env.run(until=engine & env.process(clients.run()))
+    return cast(int, engine.value)
 
 
-class _Door:
-    """Requests that have not arrived yet, and the event for which an idle engine waits."""
+class _Turn(NamedTuple):
+    """A request arrives, or its client goes away. In order of time; arrivals first, then by id."""
 
-    def __init__(self, env: Environment, serving: Serving, specs: Sequence[RequestSpec]) -> None:
+    time_ns: int
+    is_abort: bool
+    request_id: str
+
+
+class _Clients:
+    """What they have not done yet, and the event for which an idle engine waits."""
+
+    def __init__(
+        self, env: Environment, serving: Serving, specs: Sequence[RequestSpec], aborts_ns: Mapping[str, int]
+    ) -> None:
         self._env = env
         self._serving = serving
-        self._to_come = deque(sorted(specs, key=lambda spec: (spec.arrival_ns, spec.request_id)))
-        self._knock = env.event()
+        turns: list[tuple[_Turn, RequestSpec | None]]
+        turns = [(_Turn(spec.arrival_ns, False, spec.request_id), spec) for spec in specs]
+        turns += [(_Turn(time_ns, True, request_id), None) for request_id, time_ns in aborts_ns.items()]
+        turns.sort(key=lambda turn: turn[0])
+        self._to_come = deque(turns)
+        self._news = env.event()
 
     @property
-    def closed(self) -> bool:
-        """Everybody has arrived."""
+    def are_done(self) -> bool:
+        """Nobody will arrive or go away any more."""
         return not self._to_come
 
     @property
     def quiet_ns(self) -> int:
-        """Time until the next arrival."""
-        return self._to_come[0].arrival_ns - int(self._env.now) if self._to_come else FOREVER_NS
+        """Time until the next one does."""
+        return self._to_come[0][0].time_ns - int(self._env.now) if self._to_come else FOREVER_NS
 
-    def knock(self) -> Event:
-        """The event of the next arrival."""
-        self._knock = self._env.event()
-        return self._knock
+    def news(self) -> Event:
+        """The event of the next arrival or abort."""
+        self._news = self._env.event()
+        return self._news
 
-    def let_in(self) -> None:
-        """Whoever has arrived by now enters.
-
-        Both processes call this, so it does not matter which of two simultaneous events SimPy handles first.
-        """
+    def act(self) -> None:
+        """All that is due by now happens."""
         now_ns = int(self._env.now)
-        while self._to_come and self._to_come[0].arrival_ns <= now_ns:
-            self._serving.arrive(self._to_come.popleft(), now_ns)
+        while self._to_come and self._to_come[0][0].time_ns <= now_ns:
+            turn, spec = self._to_come.popleft()
+            if spec is None:
+                self._serving.abort(turn.request_id, now_ns)
+            else:
+                self._serving.arrive(spec, now_ns)
 
     def run(self) -> Generator[Event, object, None]:
         while self._to_come:
-            yield self._env.timeout(self._to_come[0].arrival_ns - int(self._env.now))
-            self.let_in()
-            if not self._knock.triggered:
-                self._knock.succeed()
+            yield self._env.timeout(self.quiet_ns)
+            # A step that ends at this moment is committed first, whichever of the two events SimPy had first;
+            # the engine lets the clients act then.
+            yield self._env.timeout(0)
+            self.act()
+            if not self._news.triggered:
+                self._news.succeed()
 
 
-def _engine(env: Environment, serving: Serving, door: _Door, leaps: bool) -> Generator[Event, object, None]:
-    num_barren_steps = 0
+def _engine(
+    env: Environment, serving: Serving, clients: _Clients, leaps: bool
+) -> Generator[Event, object, int]:
+    num_barren_steps = end_ns = 0
     while True:
-        door.let_in()
-        flight = serving.begin(int(env.now), door.quiet_ns if leaps else None)
+        clients.act()
+        flight = serving.begin(int(env.now), clients.quiet_ns if leaps else None)
         if flight is None:
-            if door.closed:
+            if clients.are_done:
                 break
-            yield door.knock()
+            yield clients.news()
             continue
         result = serving.collect(flight)
         yield env.timeout(result.total_ns)
-        serving.finish(flight, result, int(env.now))
+        end_ns = int(env.now)
+        serving.finish(flight, result, end_ns)
         num_barren_steps = 0 if flight.plan.num_tokens else num_barren_steps + 1
         if num_barren_steps > MAX_BARREN_STEPS:
             raise LawBroken(
@@ -95,3 +128,4 @@ def _engine(env: Environment, serving: Serving, door: _Door, leaps: bool) -> Gen
     if not serving.scheduler.is_idle:
         text = f"requests are outstanding at {env.now} ns, none will arrive, and the scheduler plans nothing"
         raise LawBroken(6, text)
+    return end_ns

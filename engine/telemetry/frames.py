@@ -100,13 +100,13 @@ def _tables(recorder: Recorder, tokens: TokenTimes, block_size: int) -> tuple[In
 
 
 def _final_lengths(recorder: Recorder, tokens: TokenTimes) -> Ints:
-    """Tokens of each sequence that ever had KV; of its output, the newest token has none."""
+    """Tokens of each sequence that ever had KV; of those sampled, the newest has none."""
     records = list(recorder.records.values())
     num_seqs = np.diff(tokens.first_seq)
-    num_output_tokens = np.diff(tokens.first_token)
     num_prompt_tokens = np.repeat([record.spec.num_prompt_tokens for record in records], num_seqs)
     without_output = np.repeat([record.max_computed_tokens for record in records], num_seqs)
-    return np.where(num_output_tokens > 0, num_prompt_tokens + num_output_tokens - 1, without_output)
+    sampled = tokens.num_sampled
+    return np.where(sampled > 0, num_prompt_tokens + sampled - 1, without_output)
 
 
 def _sum_over_tables(steps: Ints, tables: Ints, values: Ints, num_steps: int) -> Ints:

@@ -23,6 +23,8 @@ class TokenTimes(NamedTuple):
     times_ns: Ints
     first_token: Ints
     first_seq: Ints
+    num_sampled: Ints
+    """Of each sequence, the token of a step that its request did not live to see the end of included."""
 
     def of_request(self, row: int) -> Ints:
         """Times in ns of all tokens of a request, sequence after sequence."""
@@ -51,12 +53,14 @@ def token_times(recorder: Recorder, ends_ns: Ints) -> TokenTimes:
     order = np.argsort(seqs, kind="stable")
     seqs, firsts, lasts = seqs[order], firsts[order], lasts[order]
     num_tokens = np.maximum(0, np.minimum(lasts, last_steps[seqs]) - firsts)
+    num_sampled = np.zeros(first_seq[-1], dtype=np.int64)
+    np.add.at(num_sampled, seqs, lasts - firsts)
     # Step numbers of a span count up from its first; subtract where the span begins in the unrolled array.
     begins = np.cumsum(num_tokens) - num_tokens
     steps = np.arange(num_tokens.sum()) + np.repeat(firsts - begins, num_tokens)
     per_seq = np.zeros(first_seq[-1] + 1, dtype=np.int64)
     np.add.at(per_seq, seqs + 1, num_tokens)
-    return TokenTimes(ends_ns[steps], np.cumsum(per_seq), first_seq)
+    return TokenTimes(ends_ns[steps], np.cumsum(per_seq), first_seq, num_sampled)
 
 
 def _owner_seqs(recorder: Recorder, first_seq: Ints) -> Ints:

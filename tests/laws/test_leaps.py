@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -64,6 +65,13 @@ class UnevenCost:
         return num_blocks
 
 
+class RoundCost(UnevenCost):
+    """Microseconds only, so that steps end at the moments at which clients come and go."""
+
+    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+        return {"tokens": 1000.0 * step.num_tokens, "fixed": 1000.0}
+
+
 class CountingBackend(SimulatedBackend):
     """Notes how many steps were taken in leaps."""
 
@@ -92,12 +100,34 @@ def workload(seed: int, max_n: int) -> list[RequestSpec]:
     ]
 
 
-def serve(policies: Policies, specs: list[RequestSpec], num_blocks: int, *, leaps: bool):
+def tied_workload(seed: int, max_n: int, spread_us: int) -> tuple[list[RequestSpec], dict[str, int]]:
+    """Arrivals in groups and aborts of two requests in three, all in whole microseconds."""
+    rng = random.Random(seed)
+    moments_us = [rng.randrange(spread_us) for _ in range(30)]
+    specs = [replace(spec, arrival_ns=1000 * rng.choice(moments_us)) for spec in workload(seed + 1000, max_n)]
+    aborts_ns = {
+        spec.request_id: max(0, spec.arrival_ns + 1000 * round(rng.expovariate(1 / 300)) - 2000)
+        for spec in specs
+        if rng.random() < 0.67
+    }
+    return specs, aborts_ns
+
+
+def serve(
+    policies: Policies,
+    specs: list[RequestSpec],
+    num_blocks: int,
+    *,
+    leaps: bool,
+    cost: UnevenCost | None = None,
+    aborts_ns: dict[str, int] | None = None,
+):
     capacity, journal = Capacity(num_blocks, 40, 4), io.StringIO()
-    backend, recorder = CountingBackend(capacity, UnevenCost(), 200), Recorder(4)
+    backend, recorder = CountingBackend(capacity, cost or UnevenCost(), 200), Recorder(4)
     limits = LIMITS if policies.batching.splits_prompts else WHOLE_PROMPTS
     scheduler = JournaledScheduler(capacity, limits, policies, journal)
-    end_ns = simulate(Serving(scheduler, backend, [recorder]), specs, leaps=leaps)
+    serving = Serving(scheduler, backend, [recorder])
+    end_ns = simulate(serving, specs, aborts_ns=aborts_ns or {}, leaps=leaps)
     assert replay(journal.getvalue().splitlines(), policies) is None
     return end_ns, RunLog.of(recorder, World.SIMULATED, capacity), backend.num_leapt
 
@@ -115,6 +145,50 @@ def test_a_leap_equals_steps(name: str, num_blocks: int, max_n: int) -> None:
         assert leapt_end_ns == end_ns
         assert_frame_equal(leapt.steps, steps.steps, check_exact=True)
         assert_frame_equal(leapt.requests, steps.requests, check_exact=True)
+
+
+def circumstances(log: RunLog) -> Counter[str]:
+    """How often clients came and went at which moments, and whence those went."""
+    starts, ends = set(log.steps["start_ns"]), set(log.steps["end_ns"])
+    arrivals = Counter(log.requests["arrival_ns"])
+    tally = Counter(
+        {
+            "simultaneous arrivals": sum(count - 1 for count in arrivals.values()),
+            "arrivals at the end of a step": sum(time_ns in ends for time_ns in arrivals),
+        }
+    )
+    for request in log.requests[log.requests["status"] == "aborted"].to_dict("records"):
+        end_ns = request["end_ns"]
+        tally[f"aborted {request['phases'][-2]}"] += 1
+        tally["aborted at the end of a step" if end_ns in ends else "aborted in flight"] += 1
+        tally["aborted between steps"] += end_ns in starts
+    return tally
+
+
+SPREADS_US = {64: 6000, 1000: 60_000}
+"""So that requests queue and are preempted, or that the engine is idle now and then."""
+
+
+@pytest.mark.parametrize("max_n", [1, 3])
+@pytest.mark.parametrize("num_blocks", SPREADS_US)
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_leap_equals_steps_with_ties_and_aborts(name: str, num_blocks: int, max_n: int) -> None:
+    tally: Counter[str] = Counter()
+    for seed in range(4):
+        specs, aborts_ns = tied_workload(seed, max_n, SPREADS_US[num_blocks])
+        (end_ns, steps, _), (leapt_end_ns, leapt, num_leapt) = (
+            serve(POLICIES[name], specs, num_blocks, leaps=leaps, cost=RoundCost(), aborts_ns=aborts_ns)
+            for leaps in (False, True)
+        )
+        assert leapt_end_ns == end_ns
+        assert_frame_equal(leapt.steps, steps.steps, check_exact=True)
+        assert_frame_equal(leapt.requests, steps.requests, check_exact=True)
+        tally += circumstances(steps) + Counter({"leapt": num_leapt})
+    expected = {"simultaneous arrivals", "arrivals at the end of a step", "leapt", "aborted running"}
+    expected |= {f"aborted {when}" for when in ("in flight", "between steps", "at the end of a step")}
+    if num_blocks < 1000:
+        expected |= {"aborted waiting"} | ({"aborted swapped"} if name == "swap" else set())
+    assert all(tally[what] for what in expected), tally
 
 
 def test_a_policy_that_does_not_repeat_itself_is_not_leapt_over() -> None:

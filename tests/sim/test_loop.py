@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import pytest
@@ -21,7 +21,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from sim.backend import SimulatedBackend
 from sim.cost.base import StepFeatures
-from sim.loop import MAX_BARREN_STEPS, simulate
+from sim.loop import MAX_BARREN_STEPS, NO_ABORTS, simulate
 from tests.sim.plans import make_plan
 
 
@@ -65,7 +65,10 @@ class Recorder:
 
 
 def serve(
-    specs: Sequence[RequestSpec], num_blocks: int = 64, num_host_blocks: int = 64
+    specs: Sequence[RequestSpec],
+    num_blocks: int = 64,
+    num_host_blocks: int = 64,
+    aborts_ns: Mapping[str, int] = NO_ABORTS,
 ) -> tuple[int, Recorder]:
     capacity = Capacity(num_blocks, num_host_blocks, block_size=4)
     policies = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Swap(), OnDemand())
@@ -73,7 +76,7 @@ def serve(
     recorder = Recorder()
     backend = SimulatedBackend(capacity, UnitCost(), limits.max_model_len)
     serving = Serving(Scheduler(capacity, limits, policies), backend, [recorder])
-    return simulate(serving, specs), recorder
+    return simulate(serving, specs, aborts_ns=aborts_ns), recorder
 
 
 def spec(request_id: str, arrival_ns: int, num_prompt: int = 10, num_output: int = 2) -> RequestSpec:
@@ -118,6 +121,38 @@ def test_simultaneous_arrivals_enter_in_order_of_their_ids() -> None:
     _, recorder = serve([spec("c", 5), spec("a", 5), spec("b", 5)])
     assert recorder.heard[:3] == [("a", 5), ("b", 5), ("c", 5)]
     assert recorder.heard[3] == Step(5, 135, ("a", "b", "c"))
+
+
+@pytest.mark.parametrize("earlier_ns", [[], [50], [109]])
+def test_an_abort_at_the_end_of_a_step_comes_after_its_tokens_and_before_the_next_plan(
+    earlier_ns: list[int],
+) -> None:
+    """Step 0 ends at 110, whatever SimPy has to do before."""
+    others = [spec(f"x{at_ns}", at_ns, num_prompt=1) for at_ns in earlier_ns]
+    _, recorder = serve([spec("a", 0), *others], aborts_ns={"a": 110})
+    turns = [(event.kind, event.time_ns) for event in recorder.events if event.request_id == "a"]
+    assert turns[-2:] == [(EventKind.FIRST_TOKEN, 110), (EventKind.ABORTED, 110)]
+    assert ["a" in step.request_ids for step in recorder.heard if isinstance(step, Step)][:2] == [True, False]
+
+
+def test_an_abort_takes_effect_at_once_and_the_step_runs_on() -> None:
+    _, recorder = serve([spec("a", 0), spec("b", 0)], aborts_ns={"a": 60})
+    assert [step for step in recorder.heard if isinstance(step, Step)] == [
+        Step(0, 120, ("a", "b")),
+        Step(120, 221, ("b",)),
+    ]
+    assert [event for event in recorder.events if event.request_id == "a"][-1].time_ns == 60
+
+
+def test_who_has_not_come_or_has_gone_cannot_be_aborted() -> None:
+    end_ns, recorder = serve([spec("a", 10)], aborts_ns={"a": 9, "nobody": 50})
+    assert (end_ns, recorder.events[-1].kind) == (221, EventKind.FINISHED)
+    assert serve([spec("a", 10)], aborts_ns={"a": 9_999})[0] == 221
+
+
+def test_who_is_aborted_at_arrival_computes_nothing() -> None:
+    _, recorder = serve([spec("a", 10)], aborts_ns={"a": 10})
+    assert recorder.heard == [("a", 10), Step(10, 10, ())]
 
 
 def test_rejected_request_leaves_and_the_others_run_on() -> None:

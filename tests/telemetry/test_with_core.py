@@ -63,6 +63,10 @@ class Naive:
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:
+        aborted = {event.request_id: event.time_ns for event in events if event.kind is EventKind.ABORTED}
+        for request_id, time_ns in aborted.items():
+            if time_ns <= start_ns:
+                self._free(request_id)
         for preemption in plan.preemptions:
             self._free(preemption.request_id)
         for request_id, seq, first, block_ids in plan.updates:
@@ -80,7 +84,8 @@ class Naive:
                     key = request_id, seq
                     self.computed[key] = max(self.computed[key], start + num_tokens)
             for seq in samples:
-                self.tokens_ns[request_id, seq].append(end_ns)
+                if request_id not in aborted:
+                    self.tokens_ns[request_id, seq].append(end_ns)
         self.rows.append((num_prefill, num_recomputed, context))
         for finish in result.finished:
             self.tables.pop((finish.request_id, finish.seq), None)
@@ -99,7 +104,7 @@ class Naive:
         return sum(max(0, 4 * blocks - self.computed[key]) for key, blocks in snapshot.items())
 
 
-def run(restore: Restore, max_n: int, seed: int) -> tuple[RunLog, Naive]:
+def run(restore: Restore, max_n: int, seed: int, share_aborted: float = 0.0) -> tuple[RunLog, Naive]:
     rng = random.Random(seed)
     specs = [
         RequestSpec(f"r{i:03}", i * 50_000, rng.randint(1, 40), 64, rng.randint(1, 30), rng.randint(1, max_n))
@@ -115,17 +120,24 @@ def run(restore: Restore, max_n: int, seed: int) -> tuple[RunLog, Naive]:
         reservation=OnDemand(),
     )
     limits = Limits(max_num_seqs=8, max_num_batched_tokens=24, max_model_len=90)
+    aborts_ns = {
+        spec.request_id: spec.arrival_ns + round(rng.expovariate(1e-6))
+        for spec in specs
+        if rng.random() < share_aborted
+    }
     scheduler = Scheduler(CAPACITY, limits, policies)
     recorder, naive = Recorder(), Naive()
     serving = Serving(scheduler, SimulatedBackend(CAPACITY, Cost(), 90), [recorder, naive])
-    simulate(serving, specs, leaps=False)
+    simulate(serving, specs, aborts_ns=aborts_ns, leaps=False)
     return RunLog.of(recorder, World.SIMULATED, CAPACITY), naive
 
 
+@pytest.mark.parametrize("share_aborted", [0.0, 0.6])
 @pytest.mark.parametrize("max_n", [1, 3])
 @pytest.mark.parametrize("restore", [Swap(), Recompute()], ids=["swap", "recompute"])
-def test_the_recorder_agrees_with_the_slow_way(restore: Restore, max_n: int) -> None:
-    log, naive = run(restore, max_n, seed=1)
+def test_the_recorder_agrees_with_the_slow_way(restore: Restore, max_n: int, share_aborted: float) -> None:
+    log, naive = run(restore, max_n, 1, share_aborted)
+    assert (log.requests["status"] == "aborted").sum() >= 20 * share_aborted
     counts = log.steps[["num_prefill_tokens", "num_recomputed_tokens", "decode_context_tokens"]]
     assert [tuple(row) for row in counts.to_numpy().tolist()] == naive.rows
     for request in log.requests.to_dict("records"):
