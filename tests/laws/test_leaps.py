@@ -165,7 +165,7 @@ def circumstances(log: RunLog) -> Counter[str]:
     return tally
 
 
-SPREADS_US = {64: 6000, 1000: 60_000}
+SPREADS_US = {64: 6000, 1000: 12_000}
 """So that requests queue and are preempted, or that the engine is idle now and then."""
 
 
