@@ -1,24 +1,28 @@
-"""The bridge from a transformers model to the paged pool: its attention interface, and a probe of what it
-asks for.
+"""The bridge from a transformers model to the paged pool: its attention interface.
 
-A model calls one function for the attention of each layer. Ours finds who attends among the keyword
-arguments that the model passes through, so nothing global knows about requests.
+A model calls one function for the attention of each layer. Ours finds who attends in a context that belongs
+to the model and hangs on each of its modules: not in the keyword arguments, because some models hand none
+down.
 """
 
 from __future__ import annotations
 
-import inspect
-from typing import Any, NamedTuple, Protocol
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from pagedkv import AttentionOptions
 from torch import nn
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from engine.core.errors import UserError
+from engine.runtime.reach import Reach, UnsupportedModelError, describing_mask, reach_of
 
-INTERFACE_NAME = "pagetwin"
+SERVING = "pagetwin"
+"""Attention on the pool; no mask is built, each sequence sees its own block table."""
+LOOKING = "pagetwin_looking"
+"""The same attention function, with the masks that the model asks for, to learn what they hide."""
 
 PASSED_THROUGH = frozenset(
     {
@@ -30,22 +34,10 @@ PASSED_THROUGH = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        "sliding_window",  # the mask says it, for transformers' own attention too
     }
 )
-"""Arguments that models hand to every attention function and that say nothing about how to attend."""
-
-
-class UnsupportedModelError(UserError):
-    """The model cannot be served on the paged pool; the message says what stands in the way."""
-
-
-class AttentionShape(NamedTuple):
-    """What a model's attention works on, alike in all layers."""
-
-    num_layers: int
-    num_q_heads: int
-    num_kv_heads: int
-    head_dim: int
+"""Arguments that models hand to the attention function and that say nothing about how to attend."""
 
 
 class AttendLayer(Protocol):
@@ -63,15 +55,55 @@ class AttendLayer(Protocol):
         ...
 
 
-def install(model: nn.Module) -> None:
-    """Route the attention of a model through this module; `probe` tells whether the model follows."""
-    AttentionInterface.register(INTERFACE_NAME, paged_attention)
-    AttentionMaskInterface.register(INTERFACE_NAME, no_mask)
-    model.set_attn_implementation(INTERFACE_NAME)  # type: ignore[operator]
+class AttentionContext:
+    """Who answers the attention calls of one model, and what its layers see; set before a forward pass."""
+
+    def __init__(self) -> None:
+        self.reaches: dict[int, Reach] = {}
+        """Of each layer, learned when the model was loaded; empty while it is being looked at."""
+        self._of_thread = threading.local()  # two backends may run one model, each on a thread of its own
+
+    @contextmanager
+    def attending(self, attend: AttendLayer) -> Iterator[None]:
+        """Let `attend` answer the calls of this thread."""
+        self._of_thread.attend = attend
+        try:
+            yield
+        finally:
+            del self._of_thread.attend
+
+    @property
+    def attend(self) -> AttendLayer:
+        """Who answers on this thread."""
+        attend: AttendLayer = self._of_thread.attend
+        return attend
+
+
+def install(model: nn.Module) -> AttentionContext:
+    """Route the attention of a model through this module; `look` tells whether the model follows."""
+    AttentionInterface.register(SERVING, paged_attention)
+    AttentionMaskInterface.register(SERVING, no_mask)
+    AttentionInterface.register(LOOKING, paged_attention)
+    AttentionMaskInterface.register(LOOKING, describing_mask)
+    context = AttentionContext()
+    for module in model.modules():
+        module.attention_context = context  # type: ignore[assignment]
+    model.set_attn_implementation(SERVING)  # type: ignore[operator]
+    return context
+
+
+@contextmanager
+def implementation(model: Any, name: str) -> Iterator[None]:
+    """Let a model attend in another way for a while."""
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(SERVING)
 
 
 def no_mask(*args: Any, **kwargs: Any) -> None:
-    """The mask that the model would build: none, each sequence sees its own block table."""
+    """The mask that the model would build: none."""
     return
 
 
@@ -82,10 +114,8 @@ def paged_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    attend: AttendLayer,
     scaling: float | None = None,
     dropout: float = 0.0,
-    sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     is_causal: bool | None = None,
@@ -96,82 +126,22 @@ def paged_attention(
     Raises:
         UnsupportedModelError: the layer asks for something that this engine does not compute.
     """
+    name = type(module).__name__
     asked = sorted(name for name, x in unknown.items() if x is not None and name not in PASSED_THROUGH)
     if asked:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} asks for attention options {asked}, which are not known"
-        )
-    if attention_mask is not None or is_causal is False or not getattr(module, "is_causal", True):
-        raise UnsupportedModelError(f"{type(module).__name__} is not causal attention over its own sequence")
+        raise UnsupportedModelError(f"{name} asks for attention options {asked}, which are not known")
+    if is_causal is False or not getattr(module, "is_causal", True):
+        raise UnsupportedModelError(f"{name} is not causal attention over its own sequence")
     if dropout:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} asks for dropout {dropout}: call model.eval() first"
-        )
+        raise UnsupportedModelError(f"{name} asks for dropout {dropout}: call model.eval() first")
     layer = getattr(module, "layer_idx", None)
     if layer is None:
-        raise UnsupportedModelError(f"{type(module).__name__} does not know its layer_idx")
+        raise UnsupportedModelError(f"{name} does not know its layer_idx")
+    context = module.attention_context
+    assert isinstance(context, AttentionContext)
+    reach = context.reaches[layer] if context.reaches else reach_of(attention_mask)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    options = AttentionOptions(scale, sliding_window, softcap=softcap, sinks=s_aux)
+    options = AttentionOptions(scale, reach.window, softcap=softcap, sinks=s_aux, chunk_size=reach.chunk)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    out = attend(layer, query, key, value, options)
+    out = context.attend(layer, query, key, value, options)
     return out[None], None
-
-
-class _Probe:
-    """Notes who calls, with which shapes; and computes plain causal attention."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, tuple[torch.Size, ...]]] = []
-
-    def __call__(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        options: AttentionOptions,
-    ) -> torch.Tensor:
-        self.calls.append((layer, tuple(x.shape[1:] for x in (query, key, value))))
-        query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        out = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=options.scaling, enable_gqa=True
-        )
-        return out.transpose(0, 1)
-
-
-def probe(model: nn.Module) -> AttentionShape:
-    """Run two tokens and report what attention works on; every layer must come by once, all alike.
-
-    Raises:
-        UnsupportedModelError: the model computes its attention elsewhere, skips layers, or its layers differ.
-    """
-    device = next(model.parameters()).device
-    attend = _Probe()
-    with torch.inference_mode():
-        tokens = torch.zeros((1, 2), dtype=torch.long, device=device)
-        positions = torch.arange(2, device=device)[None]
-        model(input_ids=tokens, position_ids=positions, use_cache=False, **_attend_argument(model, attend))
-    name = type(model).__name__
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    expected = list(range(config.num_hidden_layers))
-    if [layer for layer, _ in attend.calls] != expected:
-        raise UnsupportedModelError(
-            f"{name} cannot be served: {len(attend.calls)} calls for {len(expected)} layers came through the "
-            "attention interface of transformers, not one each. Choose a decoder that follows the interface "
-            "(Llama, Qwen, Mistral, Gemma, OPT, GPT-2, ...)"
-        )
-    shapes = {shape for _, shape in attend.calls}
-    query, key, value = next(iter(shapes))
-    if len(shapes) != 1 or key != value or query[1] != key[1]:
-        found = sorted({tuple(map(tuple, shape)) for shape in shapes})
-        raise UnsupportedModelError(
-            f"{name} cannot be served: its layers differ, or its Q, K and V do; "
-            f"(heads, head_dim) of each: {found}"
-        )
-    return AttentionShape(len(expected), query[0], *key)
-
-
-def _attend_argument(model: nn.Module, attend: AttendLayer) -> dict[str, AttendLayer]:
-    """The keyword argument, if the model takes any; one that takes none makes no calls."""
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(model.forward).parameters.values())
-    return {"attend": attend} if takes_any else {}

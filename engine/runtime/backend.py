@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -66,7 +65,6 @@ class TorchBackend:
         self.layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, block_size)
         self._kernels = attention
         self.sequences = Sequences(model.vocab_size, seed)
-        self._keeps_logits = "logits_to_keep" in inspect.signature(model.module.forward).parameters
         self.profile: MemoryProfile | None = None
         """Where the memory went; None if num_blocks was given."""
         if memory_bytes is not None:
@@ -160,20 +158,10 @@ class TorchBackend:
         attention: PagedAttention[Any],
     ) -> torch.Tensor:
         """Run the model over a flat batch; logits of the kept rows, `(len(kept_rows), vocab_size)`."""
-        device = self.model.device
         batch = attention.prepare(pieces)
-        # A batch in the middle of a prompt samples nothing, but not every output layer takes an empty input.
-        kept = torch.tensor(kept_rows or [0], device=device)
-        options = {"logits_to_keep": kept} if self._keeps_logits else {}
-        output = self.model.module(
-            input_ids=torch.tensor([token_ids], device=device),
-            position_ids=batch.positions[None],
-            use_cache=False,
-            attend=partial(attention.attend, batch),
-            **options,
+        return self.model.decoder.logits(
+            token_ids, batch.positions, kept_rows, partial(attention.attend, batch)
         )
-        logits: torch.Tensor = output.logits[0]
-        return (logits if self._keeps_logits else logits[kept])[: len(kept_rows)]
 
     def _append(
         self, draws: Sequence[Draw], drawn: Sequence[int | None]

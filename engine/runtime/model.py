@@ -13,8 +13,12 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from engine.core.errors import UserError
-from engine.runtime.attention import AttentionShape, UnsupportedModelError, install, probe
+from engine.runtime.attention import AttentionContext, install
+from engine.runtime.check import agree
+from engine.runtime.decoder import Decoder
 from engine.runtime.linear import PackedLinear, Packing, pack_linears
+from engine.runtime.look import AttentionShape, look
+from engine.runtime.reach import UnsupportedModelError, refusing
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,6 +35,8 @@ class LoadedModel:
     max_positions: int | None
     """Positions that the model knows; None: the config sets no limit."""
     attention_shape: AttentionShape
+    decoder: Decoder
+    """Runs it."""
     packing: Packing
 
     @property
@@ -109,14 +115,16 @@ def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> 
     max_positions = getattr(config, "max_position_embeddings", None)
     _check_rope(config, max_positions)
     module = module.eval().requires_grad_(False).to(device)
-    install(module)
-    first = next(module.parameters())
-    dtype = first.dtype
-    attention_shape = probe(module)
+    dtype = next(module.parameters()).dtype
+    with refusing(type(module).__name__):
+        context = install(module)
+        seen = look(module, context)
+        context.reaches = seen.reaches
+        decoder = agree(module, context)
     packing = Packing(0, None, "not asked for")
     if prepack:
         packing = pack_linears(module)
-        _check_packed(module)
+        _check_packed(module, context)
     return LoadedModel(
         module,
         type(module).__name__,
@@ -124,15 +132,16 @@ def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> 
         torch.device(device),
         config.vocab_size,
         max_positions,
-        attention_shape,
+        seen.shape,
+        decoder,
         packing,
     )
 
 
-def _check_packed(module: nn.Module) -> None:
+def _check_packed(module: nn.Module, context: AttentionContext) -> None:
     """Run the model once more: some read the weights of their linear layers, which packing takes away."""
     try:
-        probe(module)
+        look(module, context)
     except AttributeError as error:
         raise UnsupportedModelError(f"{error}; load the model with prepack=False") from error
 

@@ -9,11 +9,12 @@ from torch import nn
 
 from engine.core.errors import UserError
 from engine.runtime import linear
-from engine.runtime.attention import UnsupportedModelError, paged_attention
+from engine.runtime.attention import AttentionContext, paged_attention
 from engine.runtime.backend import TorchBackend
 from engine.runtime.linear import PackedLinear, compute_dtype_on_cpu, pack_linears
 from engine.runtime.model import load_checkpoint, load_dummy, prepare
 from engine.runtime.profiling import largest_step, peak_bytes
+from engine.runtime.reach import UnsupportedModelError
 from tests.runtime.support import CONFIGS, LIMITS, SMALL, build, generate, load, prompts, request, run
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
@@ -67,17 +68,20 @@ def test_a_model_outside_the_attention_interface_is_refused(architecture, config
 def test_options_and_masks_that_are_not_known_are_refused():
     module = nn.Module()
     module.layer_idx = 0
+    module.attention_context = AttentionContext()
     x = torch.zeros(1, 2, 3, 4)
     with pytest.raises(
         UnsupportedModelError, match=r"attention options \['position_bias'\], which are not known"
     ):
-        paged_attention(module, x, x, x, None, attend=None, position_bias=x, position_ids=x, use_cache=False)
+        paged_attention(module, x, x, x, None, position_bias=x, position_ids=x, use_cache=False)
+    with pytest.raises(UnsupportedModelError, match="its mask is neither causal nor causal within"):
+        paged_attention(module, x, x, x, torch.zeros(1, 1, 3, 3))
+    with pytest.raises(UnsupportedModelError, match="its mask carries a bias"):
+        paged_attention(module, x, x, x, torch.arange(9.0).reshape(1, 1, 3, 3))
     with pytest.raises(UnsupportedModelError, match="not causal attention"):
-        paged_attention(module, x, x, x, torch.zeros(1, 1, 3, 3), attend=None)
-    with pytest.raises(UnsupportedModelError, match="not causal attention"):
-        paged_attention(module, x, x, x, None, attend=None, is_causal=False)
+        paged_attention(module, x, x, x, None, is_causal=False)
     with pytest.raises(UnsupportedModelError, match="dropout"):
-        paged_attention(module, x, x, x, None, attend=None, dropout=0.1)
+        paged_attention(module, x, x, x, None, dropout=0.1)
 
 
 @needs_onednn
