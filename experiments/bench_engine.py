@@ -85,6 +85,10 @@ class Recorder:
         """Make room for its tokens."""
         self.outputs[spec.request_id] = []
 
+    def refused(self, spec: RequestSpec, reason: str, now_ns: int) -> None:
+        """A benchmark that leaves requests out is none."""
+        raise UserError(reason)
+
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:

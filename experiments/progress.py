@@ -32,6 +32,10 @@ class ProgressBar:
     def arrived(self, spec: RequestSpec, now_ns: int) -> None:
         """Arrivals are not progress."""
 
+    def refused(self, spec: RequestSpec, reason: str, now_ns: int) -> None:
+        """A refusal is an end."""
+        self._num_ended += 1
+
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:

@@ -27,6 +27,9 @@ class StepSamples:
     def arrived(self, spec: RequestSpec, now_ns: int) -> None:
         """Nothing to note."""
 
+    def refused(self, spec: RequestSpec, reason: str, now_ns: int) -> None:
+        """Nothing to note."""
+
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:

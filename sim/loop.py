@@ -34,8 +34,8 @@ def simulate(
 
     What happens at the same moment happens in this order: a step ends, requests enter in order of their ids,
     requests are aborted, the next step is planned. Those that arrive during a step wait for the next; an
-    abort takes effect at once. Raises LawBroken if the scheduler gives up on outstanding requests (law 6,
-    progress).
+    abort takes effect at once. A request that is refused is told to the observers, and the others go on.
+    Raises LawBroken if the scheduler gives up on outstanding requests (law 6, progress).
     """
     env = Environment(initial_time=0)
     clients = _Clients(env, serving, specs, aborts_ns)
@@ -91,7 +91,7 @@ class _Clients:
             if spec is None:
                 self._serving.abort(turn.request_id, now_ns)
             else:
-                self._serving.arrive(spec, now_ns)
+                self._serving.try_arrive(spec, now_ns)
 
     def run(self) -> Generator[Event, object, None]:
         while self._to_come:

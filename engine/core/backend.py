@@ -126,7 +126,11 @@ class Backend(Protocol):
         ...
 
     def add(self, spec: RequestSpec) -> None:
-        """Learn of a request."""
+        """Learn of a request.
+
+        Raises:
+            UserError: it cannot be served here, whatever the limits; nothing of it is kept.
+        """
         ...
 
     def submit(self, plan: StepPlan) -> object:

@@ -87,11 +87,7 @@ class Scheduler:
             ValueError: a request with this id is outstanding, or time goes back.
         """
         self._advance(now_ns)
-        if request.id in self.requests or request.id in self._ended:
-            raise UserError(
-                f"request {request.id!r} is already here, or its end has not been told yet: "
-                f"ids must be unique while a request lives"
-            )
+        self.check_is_new(request.id)
         self.requests[request.id] = request
         self._tell(request, EventKind.ADDED, "", now_ns)
         reason = self._turn_away(request)
@@ -100,6 +96,18 @@ class Scheduler:
         else:
             self._rejections.append(Rejection(request.id, reason))
             self.end(request, EventKind.REJECTED, reason, now_ns)
+
+    def check_is_new(self, request_id: str) -> None:
+        """Refuse an id that is in use, or whose end has not been told yet.
+
+        Raises:
+            UserError: it is.
+        """
+        if request_id in self.requests or request_id in self._ended:
+            raise UserError(
+                f"request {request_id!r} is already here, or its end has not been told yet: "
+                f"ids must be unique while a request lives"
+            )
 
     def abort(self, request_id: str, now_ns: int) -> bool:
         """End a request wherever it is, even in flight; False if no such request is outstanding."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from engine.core.backend import Backend, LeapingBackend, RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import ENDINGS, Event, StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
@@ -16,6 +17,10 @@ class Observer(Protocol):
 
     def arrived(self, spec: RequestSpec, now_ns: int) -> None:
         """A request entered the system."""
+        ...
+
+    def refused(self, spec: RequestSpec, reason: str, now_ns: int) -> None:
+        """A request of a workload did not enter: nobody else has heard of it."""
         ...
 
     def stepped(
@@ -50,13 +55,41 @@ class Serving:
         self._leaper = backend if isinstance(backend, LeapingBackend) else None
         self.observers = observers
         self._has_open_period = False
+        self._ids: set[str] = set()
+        """Of the requests of a workload that have entered; the run log tells them apart by these."""
 
     def arrive(self, spec: RequestSpec, now_ns: int) -> None:
-        """A request enters; if it can never fit, the scheduler says so in the events of the next step."""
-        self.scheduler.add(Request(spec), now_ns)  # first: it refuses an id that is still in use
-        self.backend.add(spec)
+        """A request enters; if it can never fit, the scheduler says so in the events of the next step.
+
+        Raises:
+            UserError: scheduler or backend refuse it; then neither of them keeps anything of it.
+        """
+        self._take_in(spec, now_ns)
         for observer in self.observers:
             observer.arrived(spec, now_ns)
+
+    def try_arrive(self, spec: RequestSpec, now_ns: int) -> None:
+        """A request of a workload enters, or is refused; the observers are told which, and the others go on.
+
+        Within a workload an id is used once.
+        """
+        try:
+            if spec.request_id in self._ids:
+                raise UserError(f"request {spec.request_id}: a request with this id came before it")
+            self._take_in(spec, now_ns)
+        except UserError as error:
+            for observer in self.observers:
+                observer.refused(spec, str(error), now_ns)
+            return
+        self._ids.add(spec.request_id)
+        for observer in self.observers:
+            observer.arrived(spec, now_ns)
+
+    def _take_in(self, spec: RequestSpec, now_ns: int) -> None:
+        """Both know of the request, or neither: whoever may refuse is asked before anybody keeps it."""
+        self.scheduler.check_is_new(spec.request_id)
+        self.backend.add(spec)
+        self.scheduler.add(Request(spec), now_ns)
 
     def abort(self, request_id: str, now_ns: int) -> bool:
         """A client goes away; the backend lets go of the request when the scheduler tells of its end.

@@ -18,6 +18,8 @@ def serve(serving: Serving, specs: Iterable[RequestSpec], clock: Clock) -> int:
     the planning, execution and bookkeeping of its own step, and busy periods leave no gap. Who has arrived by
     the beginning of a period can be in its step, in the simulation as here.
 
+    A request that cannot be served is refused: the observers are told why, and the others go on.
+
     Raises:
         RuntimeError: requests are outstanding, none can run, and none is to come (law 6).
     """
@@ -25,7 +27,7 @@ def serve(serving: Serving, specs: Iterable[RequestSpec], clock: Clock) -> int:
     while True:
         now_ns = clock.now_ns()
         while pending and pending[0].arrival_ns <= now_ns:
-            serving.arrive(pending.popleft(), now_ns)
+            serving.try_arrive(pending.popleft(), now_ns)
         flight = serving.begin(now_ns)
         if flight is not None:
             result = serving.collect(flight)

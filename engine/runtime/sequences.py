@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,23 +45,29 @@ class Sequences:
         """Take in a request.
 
         Raises:
-            ValueError: its id is in use, or a prompt token lies outside the vocabulary.
+            UserError: its id is in use, or a prompt or stop token lies outside the vocabulary. Nothing is
+                kept of it.
         """
         if spec.request_id in self.specs:
             raise UserError(f"request {spec.request_id}: this id is in use")
-        prompt = spec.prompt_token_ids
+        prompt: Sequence[int] | None = spec.prompt_token_ids
         if prompt is None:
-            prompt = tuple(
-                dummy_prompt(self._seed, spec.request_id, spec.num_prompt_tokens, self._vocab_size)
-            )
-        elif not 0 <= min(prompt) <= max(prompt) < self._vocab_size:
-            raise UserError(
-                f"request {spec.request_id}: prompt token ids must be 0 to {self._vocab_size - 1}"
-            )
+            prompt = dummy_prompt(self._seed, spec.request_id, spec.num_prompt_tokens, self._vocab_size)
+        else:
+            self._check(spec, "prompt", prompt)
+        self._check(spec, "stop", spec.sampling.stop_token_ids)
         self.specs[spec.request_id] = spec
         for seq in range(spec.n):
             self._tokens[spec.request_id, seq] = list(prompt)
             self._tables[spec.request_id, seq] = []
+
+    def _check(self, spec: RequestSpec, kind: str, token_ids: Sequence[int]) -> None:
+        """Refuse token ids that the model does not know."""
+        if not all(isinstance(i, int | np.integer) and 0 <= i < self._vocab_size for i in token_ids):
+            last = self._vocab_size - 1
+            raise UserError(
+                f"request {spec.request_id}: {kind} token ids must be whole numbers from 0 to {last}"
+            )
 
     def drop(self, request_id: str) -> None:
         """Forget a request."""

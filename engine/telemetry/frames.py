@@ -18,7 +18,8 @@ def frames(recorder: Recorder, world: World, block_size: int) -> tuple[pd.DataFr
     Steps: one row a step; world, STEP_COLUMNS, and a float64 column `part_<name>_ns` for each part. A step
     whose backend did not name a part spent nothing on it.
 
-    Requests: one row a request, in order of arrival; world and REQUEST_COLUMNS. Lists are numpy arrays.
+    Requests: one row a request, in order of arrival, those that were refused last; world and REQUEST_COLUMNS.
+    Lists are numpy arrays.
     """
     columns = _logged(recorder)
     tokens = token_times(recorder, columns["end_ns"])
@@ -53,7 +54,12 @@ def _parts(recorder: Recorder) -> dict[str, NDArray[np.float64]]:
 
 
 def _requests(recorder: Recorder, tokens: TokenTimes) -> pd.DataFrame:
-    rows = [_request(record, tokens) for record in recorder.records.values()]
+    rows = [
+        _request(record, tokens.of_request(record.row), tokens.num_of_request(record.row))
+        for record in recorder.records.values()
+    ]
+    none = np.empty(0, dtype=np.int64)
+    rows += [_request(record, none, np.zeros(record.spec.n, np.int64)) for record in recorder.refused_records]
     columns = {name: _column([row[name] for row in rows], kind) for name, kind in REQUEST_COLUMNS.items()}
     return pd.DataFrame(columns, columns=list(REQUEST_COLUMNS))
 
@@ -62,8 +68,9 @@ def _column(values: list[object], kind: str) -> pd.Series:
     return pd.Series(values, dtype="object" if kind.startswith("list") else kind)
 
 
-def _request(record: RequestRecord, tokens: TokenTimes) -> dict[str, object]:
-    spec, times_ns = record.spec, tokens.of_request(record.row)
+def _request(record: RequestRecord, times_ns: Ints, num_tokens: Ints) -> dict[str, object]:
+    """The row of a request, from the times of its tokens and their number for each sequence."""
+    spec = record.spec
     counts = {name: getattr(record, name) for name in REQUEST_COLUMNS if name in RequestRecord.__slots__}
     return counts | {
         "request_id": spec.request_id,
@@ -77,7 +84,7 @@ def _request(record: RequestRecord, tokens: TokenTimes) -> dict[str, object]:
         "max_tokens": spec.max_tokens,
         "n": spec.n,
         "priority": spec.priority,
-        "seq_num_output_tokens": tokens.num_of_request(record.row),
+        "seq_num_output_tokens": num_tokens,
         "token_times_ns": times_ns,
         "phases": np.array([phase.value for phase, _ in record.phases], dtype=object),
         "phase_times_ns": np.array([time_ns for _, time_ns in record.phases], dtype=np.int64),

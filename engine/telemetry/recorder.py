@@ -44,6 +44,8 @@ class Recorder:
         """Tokens a block; without it, leaps cannot be logged."""
         self.records: dict[str, RequestRecord] = {}
         """In order of arrival."""
+        self.refused_records: list[RequestRecord] = []
+        """Of requests that never entered; their ids may be those of others."""
         self.num_steps = 0
         self.steps = array("q")
         """The columns PLANNED of each step, one step after the other."""
@@ -72,6 +74,12 @@ class Recorder:
         if spec.request_id in self.records:
             raise ValueError(f"request {spec.request_id!r} arrives twice: ids must be unique in a run log")
         self.records[spec.request_id] = RequestRecord(spec, len(self.records))
+
+    def refused(self, spec: RequestSpec, reason: str, now_ns: int) -> None:
+        """A request did not enter: to its sender it was rejected, as one that can never fit."""
+        record = RequestRecord(spec, len(self.refused_records))
+        record.end(EventKind.REJECTED, reason, now_ns, self.num_steps)
+        self.refused_records.append(record)
 
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from engine.core.backend import Capacity, RequestSpec
+from engine.core.errors import UserError
 from engine.core.plan import Event, EventKind, Finish, FinishReason, StepPlan, StepResult
 from engine.core.policies.base import Limits
 from engine.core.serving import Serving
@@ -23,6 +24,8 @@ class FakeBackend:
         self._lengths: dict[str, int] = {}
 
     def add(self, spec: RequestSpec) -> None:
+        if spec.request_id == "bad":
+            raise UserError("request bad: prompt token ids must be 0 to 100")
         self.told.append(("add", spec.request_id))
         self._lengths[spec.request_id] = 0
 
@@ -52,12 +55,16 @@ class Ear:
 
     def __init__(self) -> None:
         self.arrivals: list[tuple[str, int]] = []
+        self.refusals: list[tuple[str, str, int]] = []
         self.steps: list[tuple[int, int, int]] = []
         self.closed_ns: list[int] = []
         self.events: list[Event] = []
 
     def arrived(self, spec: RequestSpec, now_ns: int) -> None:
         self.arrivals.append((spec.request_id, now_ns))
+
+    def refused(self, spec: RequestSpec, reason: str, now_ns: int) -> None:
+        self.refusals.append((spec.request_id, reason, now_ns))
 
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
@@ -132,6 +139,41 @@ def test_an_id_in_use_leaves_the_backend_alone(joined: Joined) -> None:
         joined.serving.arrive(spec("a", 4), 0)
     assert joined.backend.told == [("add", "a")]
     assert joined.ear.arrivals == [("a", 0)]
+
+
+def test_whom_the_backend_refuses_nobody_has_heard_of(joined: Joined) -> None:
+    joined.serving.arrive(spec("a", 4), 0)
+    with pytest.raises(UserError, match="request bad: prompt token ids"):
+        joined.serving.arrive(spec("bad", 4), 0)
+    assert list(joined.serving.scheduler.requests) == ["a"]
+    events = joined.step() + joined.step()
+    assert {event.request_id for event in events} == {"a"}
+    assert joined.serving.scheduler.is_idle and joined.backend.told == [("add", "a"), ("drop", "a")]
+    assert joined.ear.arrivals == [("a", 0)]
+
+
+def test_of_a_workload_the_refused_are_told_of_and_the_others_go_on(joined: Joined) -> None:
+    for at, name in enumerate(("a", "bad", "a", "b")):
+        joined.serving.try_arrive(spec(name, 4), at)
+    joined.now_ns = 4
+    while not joined.serving.scheduler.is_idle:
+        joined.step()
+    joined.serving.try_arrive(spec("b", 4), joined.now_ns)  # ended, and yet its id is in the run log
+    assert joined.ear.arrivals == [("a", 0), ("b", 3)]
+    assert [(name, at) for name, _, at in joined.ear.refusals] == [("bad", 1), ("a", 2), ("b", joined.now_ns)]
+    assert joined.ear.refusals[0][1] == "request bad: prompt token ids must be 0 to 100"
+    assert "a request with this id came before it" in joined.ear.refusals[1][1]
+    assert [joined.drops(name) for name in ("a", "b", "bad")] == [1, 1, 0]
+
+
+def test_an_observer_that_raises_refuses_nobody(joined: Joined) -> None:
+    class Broken(Ear):
+        def arrived(self, spec: RequestSpec, now_ns: int) -> None:
+            raise UserError("the disk is full")
+
+    joined.serving.observers = [Broken()]
+    with pytest.raises(UserError, match="the disk is full"):
+        joined.serving.try_arrive(spec("a", 4), 0)
 
 
 def test_everybody_is_dropped_exactly_once(joined: Joined) -> None:

@@ -119,8 +119,13 @@ class Recorder:
     ends_ns: list = field(default_factory=list)
     closed_ns: list = field(default_factory=list)
 
+    refusals: dict = field(default_factory=dict)
+
     def arrived(self, spec, now_ns):
         pass
+
+    def refused(self, spec, reason, now_ns):
+        self.refusals[spec.request_id] = reason
 
     def stepped(self, plan, result, start_ns, end_ns, events):
         self.preemptions += plan.preemptions

@@ -220,7 +220,7 @@ def test_dropped_requests_leave_nothing_and_ids_must_be_unique(backend):
     backend.add(spec)
     backend.drop("a")
     assert not backend.sequences.specs
-    with pytest.raises(ValueError, match="request z: prompt token ids must be 0 to 100"):
+    with pytest.raises(ValueError, match="request z: prompt token ids must be whole numbers from 0 to 100"):
         backend.add(request("z", (3, 101), 2))
 
 

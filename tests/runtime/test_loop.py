@@ -1,18 +1,25 @@
 """The driver and its clocks."""
 
+import io
 import time
 from dataclasses import replace
 
 import pytest
 
-from engine.core.backend import Capacity
+from engine.core.backend import Capacity, Sampling
+from engine.core.journal import JournaledScheduler, replay
 from engine.core.plan import EventKind, Finish, FinishReason, StepResult
 from engine.core.policies.restore import Recompute
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.runtime.backend import TorchBackend
 from engine.runtime.clock import VirtualClock, WallClock
 from engine.runtime.loop import serve
-from tests.runtime.support import LIMITS, Recorder, load, policies, prompts, request, run
+from engine.telemetry.metrics import summarize
+from engine.telemetry.recorder import Recorder as RunRecorder
+from engine.telemetry.runlog import RunLog
+from engine.telemetry.schema import World
+from tests.runtime.support import LIMITS, VOCAB_SIZE, Recorder, load, policies, prompts, request, run
 
 HOUR_NS = 3_600_000_000_000
 
@@ -76,6 +83,39 @@ def test_a_request_that_can_never_fit_is_rejected_and_the_others_run_on():
     assert recorder.endings["long"].kind is EventKind.REJECTED
     assert recorder.endings["long"].detail
     assert [len(recorder.tokens[f"r{i}", 0]) for i in range(2)] == [4, 4]
+
+
+def test_requests_that_cannot_be_served_are_refused_and_the_others_run_on():
+    good = [request(f"r{i}", prompt, 4) for i, prompt in enumerate(prompts((5, 17)))]
+    bad = [
+        request("beyond", (3, VOCAB_SIZE), 2),
+        request("text", (3, "four"), 2),
+        replace(request("r1", (1, 2), 2), arrival_ns=1),
+        request("stop", (3, 4), 2, sampling=Sampling(stop_token_ids=(VOCAB_SIZE,))),
+    ]
+    recorder, log = Recorder(), RunRecorder(4)
+    model = load("llama")
+    alone = run(model, good)
+    backend = TorchBackend(model, LIMITS, num_blocks=200, block_size=4)
+    sink = io.StringIO()
+    chosen = policies(Recompute(), chunked=False)
+    core = JournaledScheduler(backend.capacity, LIMITS, chosen, sink)
+    serve(Serving(core, backend, [recorder, log]), [*good, *bad], VirtualClock())
+    assert recorder.tokens == alone.tokens
+    assert recorder.refusals == {
+        "beyond": "request beyond: prompt token ids must be whole numbers from 0 to 100",
+        "text": "request text: prompt token ids must be whole numbers from 0 to 100",
+        "r1": "request r1: a request with this id came before it",
+        "stop": "request stop: stop token ids must be whole numbers from 0 to 100",
+    }
+    assert not backend.sequences.specs
+    assert replay(sink.getvalue().splitlines(), chosen) is None
+
+    run_log = RunLog.of(log, World.MEASURED, backend.capacity)
+    rows = run_log.requests[["request_id", "status", "reason"]].values.tolist()
+    assert rows[:2] == [[f"r{i}", "finished", "length"] for i in range(2)]
+    assert sorted(rows[2:]) == sorted([[name, "rejected", why] for name, why in recorder.refusals.items()])
+    assert [summarize(run_log)[name] for name in ("completed", "num_rejected")] == [2, 4]
 
 
 def test_outstanding_requests_that_nothing_can_move_are_an_error():

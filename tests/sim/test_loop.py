@@ -54,6 +54,9 @@ class Recorder:
     def arrived(self, spec: RequestSpec, now_ns: int) -> None:
         self.heard.append((spec.request_id, now_ns))
 
+    def refused(self, spec: RequestSpec, reason: str, now_ns: int) -> None:
+        self.heard.append((spec.request_id, now_ns, reason))
+
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:
@@ -201,6 +204,9 @@ class ScriptedScheduler:
         self.is_idle = False
         self.asked_at_ns: list[int] = []
 
+    def check_is_new(self, request_id: str) -> None:
+        pass
+
     def add(self, request: Request, now_ns: int) -> None:
         assert request.arrival_ns == now_ns
 
@@ -232,9 +238,12 @@ def test_endless_plans_that_compute_nothing_break_law_6() -> None:
         script([make_plan()] * (MAX_BARREN_STEPS + 1), [spec("a", 0)])
 
 
-def test_duplicate_request_is_named() -> None:
-    with pytest.raises(ValueError, match="request 'a' is already here"):
-        serve([spec("a", 0), spec("a", 60)])
+def test_a_duplicate_request_is_refused_and_the_others_go_on() -> None:
+    _, recorder = serve([spec("a", 0), spec("a", 60), spec("b", 60)])
+    reason = "request a: a request with this id came before it"
+    assert ("a", 60, reason) in recorder.heard
+    finished = [event.request_id for event in recorder.events if event.kind is EventKind.FINISHED]
+    assert sorted(finished) == ["a", "b"]
 
 
 class TurnstileBroken(Exception):
