@@ -85,14 +85,15 @@ def print_effort(console: Console, effort: Effort, summary: Summary) -> None:
     )
 
 
-def print_unserved(console: Console, log: RunLog) -> None:
-    """How many requests were rejected, how many failed, and one of the reasons."""
+def print_unserved(console: Console, log: RunLog, name: str = "") -> None:
+    """How many requests of a run were rejected, how many failed, and one of the reasons."""
     for status in ("rejected", "failed"):
         ended = log.requests[log.requests["status"] == status]
         if len(ended):
             first = ended.iloc[0]
             share = f"{len(ended)} of {len(log.requests)} requests {status}"
-            print_line(console, f"{share}, {first.request_id}: {first.reason}", style="yellow")
+            text = f"{share}, {first.request_id}: {first.reason}"
+            print_line(console, f"{name}: {text}" if name else text, style="yellow")
 
 
 def print_files(console: Console, directory: Path, files: Sequence[Path]) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from engine.core.errors import UserError
+from engine.telemetry.schema import World
 from experiments.compose import CONF, build, config_text, policies_from_config, stage_from_config
 from experiments.errors import plain_errors
 from experiments.folders import in_own_folder
@@ -20,6 +22,7 @@ from experiments.output import (
     Wanted,
     print_effort,
     print_files,
+    print_line,
     print_unserved,
     stdout_console,
     write_outcome,
@@ -53,6 +56,16 @@ def serve(config: DictConfig, directory: Path) -> Outcome:
     )
 
 
+def print_stop_tokens(console: Console, config: DictConfig) -> None:
+    """Say of a simulation that stop tokens had no effect."""
+    stop_token_ids = OmegaConf.select(config, "workload.shape.stop_token_ids")
+    if config.world == World.SIMULATED and stop_token_ids:
+        text = (
+            f"workload.shape.stop_token_ids is {stop_token_ids}, without effect: a simulation draws no tokens"
+        )
+        print_line(console, f"{text}, so sequences end at their recorded lengths", style="yellow")
+
+
 @hydra.main(version_base="1.3", config_path=CONF, config_name="run")
 @plain_errors
 @in_own_folder
@@ -62,6 +75,7 @@ def main(config: DictConfig, directory: Path) -> None:
     outcome = serve(config, directory)
     summary, files = write_outcome(outcome, directory, config_text(config), Wanted.by(config))
     console.print(summary_table({config.world: summary}))
+    print_stop_tokens(console, config)
     print_unserved(console, outcome.log)
     print_effort(console, outcome.effort, summary)
     print_files(console, directory, files)

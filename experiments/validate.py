@@ -35,7 +35,15 @@ from experiments.compose import CONF, build, config_text, contenders_from_config
 from experiments.effort import peak_rss_bytes
 from experiments.errors import plain_errors
 from experiments.folders import in_own_folder
-from experiments.output import JOURNAL, Wanted, print_files, print_line, stdout_console, write_outcome
+from experiments.output import (
+    JOURNAL,
+    Wanted,
+    print_files,
+    print_line,
+    print_unserved,
+    stdout_console,
+    write_outcome,
+)
 from experiments.samples import StepSamples
 from experiments.tables import comparison_table, winners_table
 from experiments.worlds import Outcome, Run, Stage, replays_equal
@@ -158,9 +166,8 @@ def main(config: DictConfig, directory: Path) -> None:
     if config.load is not None and not config.load > 0:
         raise UserError(f"load is {config.load}, must be above 0: arrivals as a multiple of the capacity")
     limits, contenders = build(config.limits), contenders_from_config(config)
-    build(config.workload).requests(
-        limits.max_model_len
-    )  # a bad trace is told now, not after the calibration
+    # A bad trace is told now, not after the calibration.
+    check_comparable(build(config.workload).requests(limits.max_model_len))
     engine = stage_from_config(config)
     calibration = Calibration.from_config(config, engine)
     calibration.warm_up()
@@ -190,11 +197,28 @@ def main(config: DictConfig, directory: Path) -> None:
         console.print(comparison_table(comparison, name))
     console.print(winners_table(comparison))
     console.print(engine_table(trials, cost))
+    for trial in trials:
+        print_unserved(console, trial.outcome.log, trial.folder.name)
     print_files(console, directory, files + [path for _, paths in written for path in paths])
     console.print(
         f"{int(comparison['holds'].sum())} of {len(comparison)} errors within 10 % or twice the spread; "
         f"{time.monotonic() - began_s:.0f} s, peak RSS {peak_rss_bytes() / 2**20:,.0f} MiB"
     )
+
+
+def check_comparable(specs: Sequence[RequestSpec]) -> None:
+    """Refuse requests of which the two worlds would not do the same work.
+
+    Raises:
+        UserError: some have stop tokens.
+    """
+    stops = next((spec.sampling.stop_token_ids for spec in specs if spec.sampling.stop_token_ids), ())
+    if stops:
+        raise UserError(
+            f"workload.shape.stop_token_ids is {list(stops)}: a stop token ends a sequence on the engine "
+            "only, since a simulation draws no tokens, so the two worlds would not do the same work. Leave "
+            "it empty here; the recorded lengths end sequences in both"
+        )
 
 
 def describe_workload(config: DictConfig, specs: Sequence[RequestSpec]) -> str:

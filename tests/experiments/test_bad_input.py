@@ -167,3 +167,29 @@ def test_a_traceback_on_request(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> No
     finished = cli(run.main, *QUICK, "workload.rate_per_s=0")
     assert finished.code == 1
     assert "WorkloadError" in finished.err
+
+
+STOPS = "workload.shape.stop_token_ids=[2,7]"
+
+
+def test_a_comparison_refuses_stop_tokens_which_end_sequences_on_the_engine_only(cli: Cli) -> None:
+    finished = cli(validate.main, STOPS)
+    assert finished.code == 1
+    assert finished.err.startswith(
+        "error: workload.shape.stop_token_ids is [2, 7]: a stop token ends a sequence on"
+    )
+    assert finished.out == ""
+
+
+def test_a_simulation_says_that_stop_tokens_have_no_effect(cli: Cli) -> None:
+    finished = cli(run.main, *QUICK, STOPS, "workload.num_requests=5")
+    assert finished.code == 0, finished.err
+    assert (
+        "workload.shape.stop_token_ids is [2, 7], without effect: a simulation draws no tokens"
+        in finished.out
+    )
+
+
+def test_sampling_out_of_range_names_the_key(cli: Cli) -> None:
+    error = refused(cli, "workload.shape.top_p=0")
+    assert "workload.shape" in error and "top_p is 0" in error
