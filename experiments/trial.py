@@ -45,6 +45,7 @@ def every_combination() -> list[Policies]:
         FullPrompt(watermark=0.2),
         FirstChunk(),
         Watermark(fraction=0.1),
+        Watermark(fraction=0.1, headroom_per_seq=3),
     ]
     batchings: list[Batching] = [Static(), PrefillFirst(), ArrivalFirstChunked(), DecodeFirst()]
     victims: list[Victim] = [LastAdmitted(), LowestPriority()]

@@ -41,14 +41,28 @@ class BlockPool:
         return block_ids
 
     def share(self, block_ids: Iterable[int]) -> None:
-        """One more block table holds each of these blocks."""
+        """One more block table holds each of these blocks.
+
+        Raises:
+            RuntimeError: a block is free, so nobody may hold it.
+        """
+        ref_counts = self.ref_counts
         for block_id in block_ids:
-            self.ref_counts[block_id] += 1
+            if not ref_counts[block_id]:
+                raise RuntimeError(f"block {block_id} is free, and cannot be shared: allocate it")
+            ref_counts[block_id] += 1
 
     def release(self, block_ids: Iterable[int]) -> None:
-        """One block table fewer holds each of these blocks; those held by none are free again."""
+        """One block table fewer holds each of these blocks; those held by none are free again.
+
+        Raises:
+            RuntimeError: a block is free already: it was released twice.
+        """
         ref_counts, free = self.ref_counts, self.free
         for block_id in block_ids:
-            ref_counts[block_id] = count = ref_counts[block_id] - 1
+            count = ref_counts[block_id] - 1
             if count == 0:
                 free.append(block_id)
+            elif count < 0:
+                raise RuntimeError(f"block {block_id} is free already: it was released twice")
+            ref_counts[block_id] = count

@@ -31,7 +31,7 @@ class LawBroken(AssertionError):
 
 def check_conservation(scheduler: Scheduler) -> None:
     """Law 1: every block is free or referenced, never both; counts equal the number of tables that hold the
-    block.
+    block. Counters equal what they count.
     """
     requests = scheduler.requests.values()
     device = [request for request in requests if request.status is Status.RUNNING]
@@ -41,9 +41,13 @@ def check_conservation(scheduler: Scheduler) -> None:
     for request in requests:
         if request.status is Status.WAITING and request.tables:
             raise LawBroken(1, f"{request} waits, and holds blocks")
-    num_kv_tokens = sum(request.num_kv_slots for request in device)
-    if scheduler.num_kv_tokens != num_kv_tokens:
-        raise LawBroken(1, f"{num_kv_tokens} slots hold KV, the scheduler counts {scheduler.num_kv_tokens}")
+    counted = {
+        "slots hold KV": (sum(request.num_kv_slots for request in device), scheduler.num_kv_tokens),
+        "sequences run": (sum(len(request.live) for request in device), scheduler.num_running_seqs),
+    }
+    for what, (number, counter) in counted.items():
+        if number != counter:
+            raise LawBroken(1, f"{number} {what}, the scheduler counts {counter}")
 
 
 def _check_pool(name: str, pool: BlockPool, owners: Sequence[Request]) -> None:

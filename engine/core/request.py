@@ -30,6 +30,7 @@ class Request:
 
     __slots__ = (
         "arrival_ns",
+        "effective_priority",
         "id",
         "live",
         "max_tokens",
@@ -52,6 +53,8 @@ class Request:
         self.max_tokens = spec.max_tokens
         self.n = spec.n
         self.priority = spec.priority
+        self.effective_priority: float = spec.priority
+        """What the order's ageing has made of `priority`; lower goes first. Kept by the scheduler."""
         self.status = Status.WAITING
         self.live: tuple[int, ...] = tuple(range(spec.n))
         """Sequences that have not ended."""

@@ -12,6 +12,8 @@ what time it is, what a token means, or whether the backend is real.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engine.core.backend import Capacity
 from engine.core.errors import UserError
 from engine.core.kv_cache import KVCache
@@ -27,8 +29,8 @@ from engine.core.plan import (
     StepResult,
     TableUpdate,
 )
-from engine.core.policies.base import Limits, Policies
-from engine.core.queues import Queue
+from engine.core.policies.base import AgeingOrder, Limits, Policies
+from engine.core.queues import Queue, waiting_queue
 from engine.core.request import Request, Status
 from engine.core.step import Step
 
@@ -51,9 +53,10 @@ class Scheduler:
         self.policies = policies
         self.requests: dict[str, Request] = {}
         """All that have not ended, by id."""
-        self.waiting = Queue("waiting", policies.order)
+        self.waiting = waiting_queue(policies.order)
         self.running = Queue("running", policies.order)
         self.swapped = Queue("swapped", policies.order)
+        self._ageing = policies.order if isinstance(policies.order, AgeingOrder) else None
         self.num_running_seqs = 0
         self.num_kv_tokens = 0
         """Device slots that hold KV."""
@@ -89,6 +92,7 @@ class Scheduler:
         self._advance(now_ns)
         self.check_is_new(request.id)
         self.requests[request.id] = request
+        self._age((request,), now_ns)
         self._tell(request, EventKind.ADDED, "", now_ns)
         reason = self._turn_away(request)
         if reason is None:
@@ -137,6 +141,8 @@ class Scheduler:
             raise RuntimeError(
                 f"step {self._in_flight[0].step_id} is in flight: commit it before the next one is planned"
             )
+        if self.policies.order.ages:
+            self._age(self.requests.values(), now_ns)
         step = Step(self, now_ns)
         step.rejections, self._rejections = self._rejections, []
         step.updates, self._untold_updates = self._untold_updates, {}
@@ -294,6 +300,12 @@ class Scheduler:
             self._tell(request, EventKind.RESUMED, PreemptionKind.SWAP, now_ns)
         for request, preemption in step.preempted:
             self._tell(request, EventKind.PREEMPTED, preemption.kind, now_ns)
+
+    def _age(self, requests: Iterable[Request], now_ns: int) -> None:
+        """Bring effective priorities up to date."""
+        if self._ageing is not None:
+            for request in requests:
+                request.effective_priority = self._ageing.effective_priority(request, now_ns)
 
     def _tell(self, request: Request, kind: EventKind, detail: str, now_ns: int) -> None:
         self._events.append(Event(now_ns, request.id, kind, detail))

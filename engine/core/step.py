@@ -123,11 +123,13 @@ class Step:
     def _all_decode(self) -> bool:
         """The common step in one sweep: each running sequence gets one token. False if another step is due.
 
-        With a free block for every sequence nobody has to ask for room, so this decides what the loop above
-        would.
+        Each of N sequences takes at most one block. With N max(1, headroom) blocks free, those behind any of
+        them still find as much for each, so that nobody has to ask for room, and this decides what the loop
+        above would.
         """
         running, num_seqs = self._scheduler.running, self._scheduler.num_running_seqs
-        if num_seqs > self.kv.num_free or num_seqs > self.budget:
+        num_wanted = num_seqs * max(1, self._policies.admission.headroom_per_seq)
+        if num_wanted > self.kv.num_free or num_seqs > self.budget:
             return False
         outgrown = []
         for request in running:
@@ -240,10 +242,14 @@ class Step:
         """Length to have blocks for when its next `num_tokens` are computed, reservations included."""
         return self._policies.reservation.num_tokens(request, request.num_computed_tokens + num_tokens, self)
 
+    def _headroom(self, request: Request) -> int:
+        """Free blocks it must find, even if it needs fewer."""
+        return self._policies.admission.headroom_per_seq * len(request.seqs)
+
     def _blocks_needed(self, request: Request, num_tokens: int) -> int:
         """Free blocks it must find to compute its next `num_tokens`."""
         due = self.kv.blocks_due(request, self._held(request, num_tokens))
-        return max(due, self._policies.admission.headroom(request))
+        return max(due, self._headroom(request))
 
     def _prepare(self, request: Request, num_tokens: int) -> None:
         """Make its next positions writable, with what the reservation policy sets aside beyond them."""
@@ -253,10 +259,8 @@ class Step:
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
         """Preempt until a running request can compute `num_tokens`; False if it had to go itself."""
-        is_tight = self.kv.num_free < self._scheduler.num_running_seqs
-        if not is_tight and request.num_computed_tokens + num_tokens <= request.num_writable_slots:
-            return True
-        needed = self._blocks_needed(request, num_tokens)
+        is_writable = request.num_computed_tokens + num_tokens <= request.num_writable_slots
+        needed = self._headroom(request) if is_writable else self._blocks_needed(request, num_tokens)
         while self.kv.num_free < needed:
             victim = self._policies.victim.choose(self._scheduler.running)
             if victim is request and self._would_run_in_circles(request, num_tokens):
@@ -264,7 +268,7 @@ class Step:
             self._preempt(victim)
             if victim is request:
                 return False
-        if request.num_computed_tokens + num_tokens > request.num_writable_slots:
+        if not is_writable:
             self._prepare(request, num_tokens)
         return True
 

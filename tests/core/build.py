@@ -50,7 +50,7 @@ def spec(
     arrival_ns: int = 0,
 ) -> RequestSpec:
     """One request."""
-    return RequestSpec(request_id, 0, num_prompt_tokens, max_tokens, n=n, priority=priority)
+    return RequestSpec(request_id, arrival_ns, num_prompt_tokens, max_tokens, n=n, priority=priority)
 
 
 def step(trial: Trial) -> tuple[StepPlan, list[Event]]:

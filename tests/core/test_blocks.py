@@ -43,3 +43,19 @@ def test_an_empty_pool_can_only_give_nothing() -> None:
     assert pool.allocate(0) == []
     with pytest.raises(MemoryError):
         pool.allocate(1)
+
+
+def test_a_block_is_released_once_for_each_holder() -> None:
+    pool = BlockPool(2)
+    (block_id,) = pool.allocate(1)
+    pool.share([block_id])
+    pool.release([block_id])
+    pool.release([block_id])
+    with pytest.raises(RuntimeError, match=f"block {block_id} is free already: it was released twice"):
+        pool.release([block_id])
+    assert (pool.num_free, pool.ref_counts) == (2, [0, 0]), "nothing has changed"
+
+
+def test_a_free_block_cannot_be_shared() -> None:
+    with pytest.raises(RuntimeError, match="block 1 is free, and cannot be shared"):
+        BlockPool(2).share([1])

@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.plan import EventKind, Preemption, PreemptionKind, TransferKind
 from engine.core.policies.base import Limits
-from engine.core.policies.order import Priority
+from engine.core.policies.order import NS_PER_S, Priority
 from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
 from engine.core.policies.victim import LowestPriority
 from experiments.trial import Trial
@@ -95,6 +95,21 @@ def test_the_lowest_priority_goes_even_if_it_came_first() -> None:
     plans, _ = drain(trial)
     found = [preemption.request_id for plan in plans for preemption in plan.preemptions]
     assert set(found) == {"cheap"}
+
+
+def test_who_has_aged_to_the_head_is_not_the_first_to_go() -> None:
+    """Waiting for 2 s at one level a second is worth more than the one level that it lacks."""
+    trial = on_trial(num_blocks=5, order=Priority(ageing_per_s=1.0), victim=LowestPriority())
+    trial.now_ns = 2 * NS_PER_S
+    trial.arrive(spec("dear", 4, max_tokens=9, priority=0, arrival_ns=2 * NS_PER_S))
+    trial.arrive(spec("aged", 4, max_tokens=9, priority=1))
+    trial.arrive(spec("late", 4, max_tokens=9, priority=0, arrival_ns=2 * NS_PER_S))
+    plans, events = drain(trial)
+    assert plans[0].admitted == ("aged", "dear", "late")
+    found = [preemption.request_id for plan in plans for preemption in plan.preemptions]
+    assert found, "there is room for one and a half"
+    assert "aged" not in found
+    assert next(event.request_id for event in events if event.kind is EventKind.FINISHED) == "aged"
 
 
 def test_a_victim_gives_back_the_budget_of_its_chunk() -> None:

@@ -58,6 +58,13 @@ def test_slots_miscounted() -> None:
         check_conservation(scheduler)
 
 
+def test_sequences_miscounted() -> None:
+    scheduler, _ = running(n=2)
+    scheduler.num_running_seqs -= 1
+    with broken(1):
+        check_conservation(scheduler)
+
+
 def test_a_block_that_outlives_its_owner() -> None:
     scheduler, _ = running()
     check_nothing_left(scheduler)

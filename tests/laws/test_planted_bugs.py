@@ -13,7 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from engine.core.kv_cache import KVCache
 from engine.core.laws import LawBroken, LawfulScheduler
-from engine.core.plan import EventKind, Transfer
+from engine.core.plan import EventKind, Finish, Transfer
 from engine.core.policies.admission import FullPrompt
 from engine.core.policies.base import Limits, State, Verbs
 from engine.core.policies.batching import DecodeFirst
@@ -99,6 +99,30 @@ def keep_silent(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Scheduler, "_tell", silent)
 
 
+def keep_a_seat(patch: pytest.MonkeyPatch) -> None:
+    """A sequence that ends before the others of its request is still counted as running."""
+    finish = Scheduler._finish
+
+    def miscounting(self: Scheduler, finish_: Finish, in_flight: list[Request], now_ns: int) -> None:
+        several = len(next(one for one in in_flight if one.id == finish_.request_id).live) > 1
+        finish(self, finish_, in_flight, now_ns)
+        self.num_running_seqs += several
+
+    patch.setattr(Scheduler, "_finish", miscounting)
+
+
+def release_twice(patch: pytest.MonkeyPatch) -> None:
+    """The blocks of a sequence that has ended are given back at once, and again with its request."""
+    release = KVCache.release_sequence
+
+    def forgetful(self: KVCache, request: Request, seq: int) -> None:
+        table = request.tables.get(seq, [])
+        release(self, request, seq)
+        request.tables[seq] = table
+
+    patch.setattr(KVCache, "release_sequence", forgetful)
+
+
 def overspend(patch: pytest.MonkeyPatch) -> None:
     """The token budget is counted per chunk, not per sequence."""
     patch.setattr(Step, "_clip", lambda self, request: min(self._behind(request), max(self.budget, 0)))
@@ -139,6 +163,7 @@ def withhold_growth(patch: pytest.MonkeyPatch) -> None:
 
 REQUIRED: list[tuple[Plant, int]] = [
     (leak_on_abort, 1),
+    (keep_a_seat, 1),
     (write_shared, 4),
     (never_continue, 6),
     (admit_nobody, 6),
@@ -162,6 +187,13 @@ def test_the_seeded_driver_catches(plant: Plant, law: int, monkeypatch: pytest.M
             total += counts
     assert caught.value.number == law, caught.value
     assert total["steps"] < MAX_STEPS
+
+
+def test_a_double_release_is_an_error_with_the_laws_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    release_twice(monkeypatch)
+    with pytest.raises(RuntimeError, match="released twice"):
+        for _ in soak(seed=1, num_steps=MAX_STEPS, make=Scheduler):
+            pass
 
 
 @pytest.mark.parametrize(("plant", "law"), REQUIRED)

@@ -48,7 +48,8 @@ class FullPrompt:
         reserve = int(self.watermark * state.kv.num_blocks) if state.is_busy else 0
         return num_blocks + reserve <= state.kv.num_free
 
-    def headroom(self, request: Request) -> int:
+    @property
+    def headroom_per_seq(self) -> int:
         """Only what it needs."""
         return 0
 
@@ -95,10 +96,6 @@ class Watermark:
         """What it held, and what it may need next, fits above the watermark."""
         reserve = self._reserve(state) if state.is_busy else 0
         return state.kv.num_free - num_blocks >= reserve
-
-    def headroom(self, request: Request) -> int:
-        """One block for each sequence that computes."""
-        return self.headroom_per_seq * len(request.seqs)
 
     def _reserve(self, state: State) -> int:
         return int(self.fraction * state.kv.num_blocks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from engine.core.errors import UserError
 from engine.core.fields import Count, check_fields
@@ -84,8 +84,24 @@ class Order(Protocol):
         ...
 
 
+@runtime_checkable
+class AgeingOrder(Order, Protocol):
+    """An order in which priorities change as requests wait."""
+
+    def effective_priority(self, request: Request, now_ns: int) -> float:
+        """What has become of `request.priority`; lower goes first. Only differences count."""
+        ...
+
+
 class Admission(Protocol):
     """May a request take memory now: on entering, on growing, on coming back."""
+
+    @property
+    def headroom_per_seq(self) -> int:
+        """Free blocks that each sequence of a request must find before it goes on, even if it needs
+        fewer.
+        """
+        ...
 
     @property
     def screens_arrivals(self) -> bool:
@@ -105,10 +121,6 @@ class Admission(Protocol):
 
     def resume(self, num_blocks: int, state: State) -> bool:
         """A swapped request may come back, which takes `num_blocks`."""
-        ...
-
-    def headroom(self, request: Request) -> int:
-        """Free blocks that a request must find before it goes on, even if it needs fewer."""
         ...
 
 
@@ -177,7 +189,10 @@ class Victim(Protocol):
     """Whom to preempt when a running request finds no block."""
 
     def choose(self, running: Sequence[Request]) -> Request:
-        """One of the running requests, in queue order; it may be the one in need."""
+        """One of the running requests, which come in queue order; it may be the one in need.
+
+        A policy that goes by priority looks at `Request.effective_priority`, as the order does.
+        """
         ...
 
 

@@ -36,7 +36,8 @@ class Priority:
     """Lower priority number first, then arrival (vLLM V1's priority queue).
 
     With `ageing_per_s` > 0 a request gains that much priority for each second since its arrival, so that none
-    starves: the effective priority is priority - ageing_per_s x wait.
+    starves: the effective priority is priority - ageing_per_s x wait. Victims by priority are chosen by it
+    too.
     """
 
     ageing_per_s: NonNegative = 0.0
@@ -50,7 +51,10 @@ class Priority:
         """All requests age alike, so their order never changes with time alone."""
         return False
 
-    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
+    def effective_priority(self, request: Request, now_ns: int) -> float:
         """Priority - a (now - arrival) orders like priority + a arrival: `now` is the same for all."""
-        aged = request.priority + self.ageing_per_s * request.arrival_ns / NS_PER_S
-        return (aged, request.arrival_ns, request.id)
+        return request.priority + self.ageing_per_s * request.arrival_ns / NS_PER_S
+
+    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
+        """The effective priority, then arrival."""
+        return (self.effective_priority(request, now_ns), request.arrival_ns, request.id)

@@ -19,8 +19,12 @@ class LastAdmitted:
 
 @dataclass(frozen=True, slots=True)
 class LowestPriority:
-    """The highest priority number, the latest arrival among equals (vLLM V1 with priority scheduling)."""
+    """The highest priority number, the latest arrival among equals (vLLM V1 with priority scheduling).
+
+    Where the order lets priorities age, what counts is what has become of them: who has waited until it was
+    the first to enter is not the first to go.
+    """
 
     def choose(self, running: Sequence[Request]) -> Request:
-        """The worst (priority, arrival, id)."""
-        return max(running, key=lambda request: (request.priority, request.arrival_ns, request.id))
+        """The worst (effective priority, arrival, id)."""
+        return max(running, key=lambda request: (request.effective_priority, request.arrival_ns, request.id))
