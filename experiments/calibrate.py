@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pandas as pd
@@ -23,16 +24,21 @@ from rich import box
 from rich.table import Table
 
 from engine.core.backend import RequestSpec
+from engine.core.errors import UserError
 from engine.core.policies.base import Limits, Policies
-from experiments.compose import CONF, build, contenders_from_config, stage_from_config
+from engine.runtime.backend import TorchBackend
+from engine.runtime.model import LoadedModel
+from experiments.compose import CONF, build, contenders_from_config, served_model, stage_from_config
 from experiments.errors import plain_errors
 from experiments.folders import in_own_folder
 from experiments.output import print_files, print_line, stdout_console
 from experiments.samples import StepSamples
+from experiments.twin import twin_command
 from experiments.worlds import Run, Stage
 from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
+from sim.cost.setup import Setup, described
 
 
 class Calibration:
@@ -46,11 +52,16 @@ class Calibration:
         self,
         stage: Stage,
         limits: Limits,
+        model: Mapping[str, Any],
+        pairs_per_token: float,
         contenders: Mapping[str, Policies],
         workloads: Mapping[str, Sequence[RequestSpec]],
     ) -> None:
         self.samples = StepSamples()
         self._stage = stage
+        self._pairs_per_token = pairs_per_token
+        policies_by_name = {name: str(policies) for name, policies in contenders.items()}
+        self.setup = Setup(model, stage.backend.capacity, limits, policies_by_name)
         # With a journal, since the runs to be predicted write one: it is part of the period of a step.
         journal = Path(os.devnull)
         self._runs = [
@@ -68,13 +79,17 @@ class Calibration:
 
     @classmethod
     def from_config(cls, config: DictConfig, stage: Stage) -> Calibration:
-        """As the groups `calibration` and `contenders` say."""
+        """As the group `calibration` says; UserError if there is no engine to measure."""
+        if not isinstance(stage.backend, TorchBackend):
+            raise UserError("a calibration measures an engine: choose backend=torch")
         limits: Limits = build(config.limits)
         workloads = {
             str(name): build(node).requests(limits.max_model_len)
             for name, node in config.calibration.workloads.items()
         }
-        return cls(stage, limits, contenders_from_config(config), workloads)
+        contenders = contenders_from_config(config, config.calibration.contenders)
+        ratio = pairs_per_token(stage.backend.model)
+        return cls(stage, limits, described(**served_model(config)), ratio, contenders, workloads)
 
     def warm_up(self) -> None:
         """Serve the first workload once and look away: the first steps of a process are slow."""
@@ -87,7 +102,22 @@ class Calibration:
 
     def fit(self, provenance: Mapping[str, str]) -> Fitted:
         """The cost model of all steps so far."""
-        return fit(self.samples.steps, self.samples.periods_ns, provenance)
+        return fit(self.samples.steps, self.samples.periods_ns, self.setup, self._pairs_per_token, provenance)
+
+
+def pairs_per_token(model: LoadedModel) -> float:
+    """Arithmetic of attention for one query and one KV position, as a share of a token's in linear layers.
+
+    4 x layers x heads x head size over 2 x parameters that are no embedding table. With experts, of which a
+    token sees a few, the share is too small: a floor that is too low.
+    """
+    config: Any = model.module.config.get_text_config()  # type: ignore[union-attr, operator]
+    shape = model.attention_shape
+    num_tables = 1 if getattr(config, "tie_word_embeddings", True) else 2
+    num_weights = model.weight_bytes // model.dtype.itemsize
+    num_linear = num_weights - num_tables * config.vocab_size * config.hidden_size
+    num_heads = int(config.num_attention_heads)
+    return 4 * shape.num_layers * num_heads * shape.head_dim / (2 * int(num_linear))
 
 
 def provenance(config: DictConfig) -> dict[str, str]:
@@ -96,6 +126,8 @@ def provenance(config: DictConfig) -> dict[str, str]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {_cpu_name()}",
         "model": str(config.model.get("path", config.model.get("architecture", config.model._target_))),
+        "kernels": str(config.attention._target_),
+        "threads": str(config.backend.num_threads),
         **{name: version(name) for name in ("torch", "transformers")},
     }
 
@@ -161,7 +193,8 @@ def main(config: DictConfig, directory: Path) -> None:
     console.print(coefficient_table(cost))
     files = write_calibration(cost, calibration.samples, directory)
     print_files(console, directory, files)
-    print_line(console, f"simulate this engine: python -m experiments.run cost=fitted cost.path={files[0]}")
+    command = twin_command(files[0], config, calibration.setup)
+    print_line(console, f"simulate this engine: {command}")
 
 
 if __name__ == "__main__":

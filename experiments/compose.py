@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from engine.core.errors import UserError
 from engine.core.policies.base import Policies
@@ -16,6 +18,8 @@ from engine.telemetry.schema import World
 from experiments.worlds import Stage
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
+UNMEASURED = "sim.cost.base.unmeasured"
+"""What stands for the costs of an engine that nobody has measured (conf/cost/unmeasured.yaml)."""
 
 
 def build(node: DictConfig) -> Any:
@@ -49,9 +53,33 @@ def policies_from_config(config: DictConfig, **replaced: Any) -> Policies:
     return Policies(**{axis: build(node) for axis, node in nodes.items()})
 
 
-def contenders_from_config(config: DictConfig) -> dict[str, Policies]:
-    """The policies to compare, by name: the composition, but for the axes that a contender names itself."""
-    return {str(name): policies_from_config(config, **axes) for name, axes in config.contenders.items()}
+def contenders_from_config(config: DictConfig, contenders: DictConfig | None = None) -> dict[str, Policies]:
+    """Policies by name: the composition, but for the axes that a contender names itself.
+
+    `contenders` is a node of `config`; None for those to compare.
+    """
+    named = config.contenders if contenders is None else contenders
+    return {str(name): policies_from_config(config, **axes) for name, axes in named.items()}
+
+
+def with_fitted_costs(config: DictConfig, path: Path) -> DictConfig:
+    """The configuration with the cost model at `path`, as cost=fitted cost.path=... makes it."""
+    fitted = OmegaConf.load(Path(CONF) / "cost" / "fitted.yaml")
+    changed = copy.deepcopy(config)
+    with open_dict(changed):
+        changed.cost = OmegaConf.merge(fitted, {"path": str(path)})
+    return changed
+
+
+def with_first_costs(config: DictConfig, path: Path) -> DictConfig:
+    """The same for policies that weigh costs on an engine, unless the configuration names some costs."""
+    return with_fitted_costs(config, path) if config.cost.get("_target_") == UNMEASURED else config
+
+
+def served_model(config: DictConfig) -> Mapping[str, Any]:
+    """The model as a cost model of it is told: the arguments of sim.cost.setup.described."""
+    node = with_fitted_costs(config, Path("cost_model.json")).cost.model
+    return cast(Mapping[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
 def stage_from_config(config: DictConfig) -> Stage:

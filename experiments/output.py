@@ -85,6 +85,13 @@ def print_effort(console: Console, effort: Effort, summary: Summary) -> None:
     )
 
 
+def print_remark(console: Console, outcome: Outcome, name: str = "") -> None:
+    """What whoever reads the figures of a run must know, where there is something."""
+    if outcome.remark is not None:
+        text = f"{name}: {outcome.remark}" if name else outcome.remark
+        print_line(console, text, style="yellow")
+
+
 def print_unserved(console: Console, log: RunLog, name: str = "") -> None:
     """How many requests of a run were rejected, how many failed, and one of the reasons."""
     for status in ("rejected", "failed"):

@@ -23,6 +23,7 @@ from experiments.output import (
     print_effort,
     print_files,
     print_line,
+    print_remark,
     print_unserved,
     stdout_console,
     write_outcome,
@@ -77,6 +78,7 @@ def main(config: DictConfig, directory: Path) -> None:
     console.print(summary_table({config.world: summary}))
     print_stop_tokens(console, config)
     print_unserved(console, outcome.log)
+    print_remark(console, outcome)
     print_effort(console, outcome.effort, summary)
     print_files(console, directory, files)
 

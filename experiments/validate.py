@@ -31,7 +31,14 @@ from engine.core.policies.base import Limits, Policies
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration, coefficient_table, provenance, write_calibration
 from experiments.compare import METRICS, Summary, compare
-from experiments.compose import CONF, build, config_text, contenders_from_config, stage_from_config
+from experiments.compose import (
+    CONF,
+    build,
+    config_text,
+    contenders_from_config,
+    stage_from_config,
+    with_first_costs,
+)
 from experiments.effort import peak_rss_bytes
 from experiments.errors import plain_errors
 from experiments.folders import in_own_folder
@@ -40,6 +47,7 @@ from experiments.output import (
     Wanted,
     print_files,
     print_line,
+    print_remark,
     print_unserved,
     stdout_console,
     write_outcome,
@@ -50,6 +58,9 @@ from experiments.worlds import Outcome, Run, Stage, replays_equal
 from sim.backend import SimulatedBackend
 from sim.cost.base import CostModel
 from sim.loop import simulate
+
+FIRST_FIT = "first_fit.json"
+"""The cost model before any run: what policies weigh that weigh costs, in both worlds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +176,7 @@ def main(config: DictConfig, directory: Path) -> None:
         raise UserError("validate compares the simulator with an engine: choose backend=torch")
     if config.load is not None and not config.load > 0:
         raise UserError(f"load is {config.load}, must be above 0: arrivals as a multiple of the capacity")
-    limits, contenders = build(config.limits), contenders_from_config(config)
+    limits = build(config.limits)
     # A bad trace is told now, not after the calibration.
     check_comparable(build(config.workload).requests(limits.max_model_len))
     engine = stage_from_config(config)
@@ -173,7 +184,11 @@ def main(config: DictConfig, directory: Path) -> None:
     calibration.warm_up()
     calibration.round()
 
-    first_guess = simulated_stage(engine.backend.capacity, calibration.fit({}), limits)
+    first_fit, first_path = calibration.fit(provenance(config)), directory / FIRST_FIT
+    first_fit.save(first_path)
+    config = with_first_costs(config, first_path)
+    contenders = contenders_from_config(config)
+    first_guess = simulated_stage(engine.backend.capacity, first_fit, limits)
     specs = workload_at_load(config, first_guess, limits, contenders)
     print_line(console, describe_workload(config, specs))
     runs = {name: Run(specs, limits, policies) for name, policies in contenders.items()}
@@ -190,15 +205,15 @@ def main(config: DictConfig, directory: Path) -> None:
     text, wanted = config_text(config), Wanted.by(config)
     written = [write_outcome(trial.outcome, trial.folder, text, wanted) for trial in trials]
     comparison = compared(trials, [summary for summary, _ in written])
-    files = write_calibration(cost, calibration.samples, directory) + write_figures(
-        comparison, trials, directory
-    )
+    files = [first_path, *write_calibration(cost, calibration.samples, directory)]
+    files += write_figures(comparison, trials, directory)
     for name in contenders:
         console.print(comparison_table(comparison, name))
     console.print(winners_table(comparison))
     console.print(engine_table(trials, cost))
     for trial in trials:
         print_unserved(console, trial.outcome.log, trial.folder.name)
+        print_remark(console, trial.outcome, trial.folder.name)
     print_files(console, directory, files + [path for _, paths in written for path in paths])
     console.print(
         f"{int(comparison['holds'].sum())} of {len(comparison)} errors within 10 % or twice the spread; "

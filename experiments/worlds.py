@@ -19,6 +19,7 @@ from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from experiments.effort import Effort, measured
 from experiments.progress import progress_bar
+from sim.backend import SimulatedBackend
 
 Driver = Callable[[Serving, Sequence[RequestSpec]], int]
 """Serves a workload to its end; the time of that end in ns."""
@@ -67,6 +68,8 @@ class Outcome:
     effort: Effort
     journal_path: Path | None
     """The journal that this run wrote."""
+    remark: str | None = None
+    """What whoever reads its figures must know: how many step times are guesses, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +98,16 @@ class Stage:
             bar = stack.enter_context(progress_bar(run.title, len(run.specs)))
             serving = Serving(core, self.backend, (recorder, bar, *run.observers))
             effort = measured(lambda: self.make_driver()(serving, run.specs))
-        return Outcome(RunLog.of(recorder, self.world, self.backend.capacity), effort, path)
+        remark = self.backend.pop_remark() if isinstance(self.backend, SimulatedBackend) else None
+        return Outcome(RunLog.of(recorder, self.world, self.backend.capacity), effort, path, remark)
 
     def warm_up(self, run: Run) -> None:
         """Serve a workload, all of it at once, and look away: the first steps of a process are slow."""
         core = scheduler(self.backend.capacity, run.limits, run.policies)
         specs = [replace(spec, arrival_ns=0) for spec in run.specs]
         self.make_driver()(Serving(core, self.backend), specs)
+        if isinstance(self.backend, SimulatedBackend):
+            self.backend.pop_remark()
 
 
 def replays_equal(journal_path: Path, policies: Policies) -> bool:

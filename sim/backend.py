@@ -9,7 +9,7 @@ from typing import cast
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
-from sim.cost.base import CostModel, StepFeatures, features
+from sim.cost.base import CostModel, Extrapolation, StepFeatures, features
 
 
 class SimulatedBackend:
@@ -25,6 +25,7 @@ class SimulatedBackend:
         self._capacity = capacity
         self._cost = cost
         self._max_model_len = max_model_len
+        self._extrapolation = Extrapolation()
         self._limits: dict[str, int] = {}
         """Positions that a sequence computes in all: its last token is sampled and never computed."""
         self._batch_limits: tuple[Sequence[str], list[int]] = ((), [])
@@ -67,8 +68,14 @@ class SimulatedBackend:
         finished = self._finished(plan, num_steps) if num_steps == num_steps_to_end else ()
         return result._replace(earlier=earlier, finished=finished)
 
+    def pop_remark(self) -> str | None:
+        """What a reader must know of the times since the last call, in one line: how far they are guessed."""
+        extrapolation, self._extrapolation = self._extrapolation, Extrapolation()
+        return extrapolation.remark()
+
     def _priced(self, step: StepFeatures, finished: tuple[Finish, ...]) -> StepResult:
         parts_ns = self._cost.parts_ns(step)
+        self._extrapolation.note(self._cost.beyond(step))
         duration_ns = round(sum(parts_ns.values()))
         transfer_ns = duration_ns - self._without_transfers_ns(step) if step.num_transfers else 0
         return StepResult(duration_ns, finished, None, parts_ns, transfer_ns)

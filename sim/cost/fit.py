@@ -13,6 +13,8 @@ from scipy.optimize import nnls
 from engine.core.errors import UserError
 from sim.cost.base import StepFeatures
 from sim.cost.fitted import Fitted
+from sim.cost.ranges import Ranges
+from sim.cost.setup import Setup
 from sim.cost.terms import Coefficients, FitReport, terms
 
 KNEES_TOKENS = (0, 4, 8, 16, 32, 64, 128, 256)
@@ -44,22 +46,32 @@ class _Solution(NamedTuple):
 
 
 def fit(
-    steps: Sequence[StepFeatures], durations_ns: Sequence[int], provenance: Mapping[str, str] | None = None
+    steps: Sequence[StepFeatures],
+    durations_ns: Sequence[int],
+    setup: Setup,
+    pairs_per_token: float,
+    provenance: Mapping[str, str] | None = None,
 ) -> Fitted:
     """The non-negative coefficients that describe the measured durations best, by relative error.
 
-    A few places of the knee are tried, and the one with the smallest error is kept. Raises ValueError if
-    there are too few steps for the terms that occur in them, or if a duration is not positive.
+    `pairs_per_token` is the arithmetic of attention for one pair of a query and a KV position, as a share of
+    that of the linear layers for one token. A few places of the knee are tried, and the one with the smallest
+    error is kept. Raises UserError if there are too few steps for the terms that occur in them, ValueError if
+    a duration is not positive.
     """
     measured_ns = np.asarray(durations_ns, dtype=np.float64)
     if len(steps) != len(measured_ns):
         raise ValueError(f"{len(steps)} steps, but {len(measured_ns)} durations")
     if not np.all(measured_ns > 0):
         raise ValueError("a duration is not positive: leave out steps that neither compute nor move anything")
-    solutions = [_solve(steps, measured_ns, knee) for knee in _knees(steps)]
+    floors = _floors(pairs_per_token)
+    solutions = [_solve(steps, measured_ns, knee, floors) for knee in _knees(steps)]
     best = min(solutions, key=lambda solution: (solution.loss, solution.knee_tokens))
     coefficients = Coefficients(*(float(value) for value in best.ns_per_term))
-    return Fitted(coefficients, best.knee_tokens, _report(best, measured_ns), dict(provenance or {}))
+    report = _report(best, measured_ns)
+    return Fitted(
+        coefficients, best.knee_tokens, setup, Ranges.measured(steps), report, dict(provenance or {})
+    )
 
 
 def _knees(steps: Sequence[StepFeatures]) -> list[int]:
@@ -70,7 +82,22 @@ def _knees(steps: Sequence[StepFeatures]) -> list[int]:
     return [knee for knee in KNEES_TOKENS if knee == 0 or low <= knee < high]
 
 
-def _solve(steps: Sequence[StepFeatures], measured_ns: Floats, knee_tokens: int) -> _Solution:
+def _floors(pairs_per_token: float) -> Floats:
+    """[terms, terms]: what each fitted unknown adds to each coefficient. Attention has a floor.
+
+    In short steps attention is a small part, and goes nearly with the tokens; a fit may give it nothing and
+    the tokens all, which is right in sum, and prices the attention of a long prompt at 0. But one pair of a
+    query and a KV position is at least as much arithmetic as its share of a token in the linear layers, and
+    no kernel does it faster: a coefficient of attention is that share, plus what the fit finds above it.
+    """
+    names = [field.name for field in fields(Coefficients)]
+    floors = np.eye(len(names))
+    for name in ("ns_per_decode_context_token", "ns_per_prefill_attention_pair"):
+        floors[names.index(name), names.index("ns_per_token_above_knee")] = pairs_per_token
+    return floors
+
+
+def _solve(steps: Sequence[StepFeatures], measured_ns: Floats, knee_tokens: int, floors: Floats) -> _Solution:
     """Iteratively reweighted non-negative least squares on (fitted - measured) / fitted, Huber's weights.
 
     Dividing by what was fitted, not by what was measured, keeps the fit from leaning to the lucky fast steps.
@@ -83,18 +110,20 @@ def _solve(steps: Sequence[StepFeatures], measured_ns: Floats, knee_tokens: int)
             f"{len(steps)} measured steps are too few for the {seen.sum()} terms that occur in them: "
             f"measure at least {MIN_STEPS_PER_TERM * seen.sum()}"
         )
-    ns_per_term = np.zeros(design.shape[1])
+    unknowns = design @ floors
+    found = np.zeros(design.shape[1])
     trust = np.ones(len(steps))
     divisor = measured_ns
     for _ in range(MAX_ROUNDS):
-        before = ns_per_term.copy()
-        ns_per_term[seen] = _weighted_nnls(design[:, seen], measured_ns, np.sqrt(trust) / divisor)
-        fitted_ns = design @ ns_per_term
+        before = found.copy()
+        found[seen] = _weighted_nnls(unknowns[:, seen], measured_ns, np.sqrt(trust) / divisor)
+        fitted_ns = unknowns @ found
         divisor = np.clip(fitted_ns, measured_ns / 10, measured_ns * 10)
         trust = _huber_weights((fitted_ns - measured_ns) / divisor)
-        if np.allclose(ns_per_term, before, rtol=1e-6):
+        if np.allclose(found, before, rtol=1e-6):
             break
     scale = _scale(fitted_ns, measured_ns)
+    ns_per_term = np.where(seen, floors @ found, 0.0)
     return _Solution(knee_tokens, design, ns_per_term * scale, fitted_ns * scale / measured_ns - 1, trust)
 
 
@@ -136,6 +165,7 @@ def _report(solution: _Solution, measured_ns: Floats) -> FitReport:
     residuals_ns = (solution.errors * measured_ns)[trusted]
     variance = float(np.sum((measured_ns[trusted] - measured_ns[trusted].mean()) ** 2))
     abs_errors = np.abs(solution.errors)
+    absent = {"ns_per_token_below_knee"} if solution.knee_tokens == 0 else set()
     return FitReport(
         num_steps=len(measured_ns),
         num_outliers=int(np.sum(~trusted)),
@@ -147,5 +177,7 @@ def _report(solution: _Solution, measured_ns: Floats) -> FitReport:
             name: float(total_ns / term_totals_ns.sum())
             for name, total_ns in zip(names, term_totals_ns, strict=True)
         },
-        unmeasured=tuple(name for name, count in zip(names, counts, strict=True) if count == 0),
+        unmeasured=tuple(
+            name for name, count in zip(names, counts, strict=True) if count == 0 and name not in absent
+        ),
     )

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from operator import gt
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from engine.core.errors import UserError
-from sim.cost.base import StepFeatures
+from sim.cost.base import Beyond, StepFeatures
+from sim.cost.ranges import Ranges
+from sim.cost.records import record
+from sim.cost.setup import Setup, described
 from sim.cost.terms import Coefficients, FitReport
 
-FORMAT = "pagetwin-fitted-cost/1"
+FORMAT = "pagetwin-fitted-cost/2"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Fitted:
-    """Step time = sum of coefficient x term (sim.cost.terms). Made by `sim.cost.fit.fit`, kept as JSON."""
+    """Step time = sum of coefficient x term (sim.cost.terms). Made by `sim.cost.fit.fit`, kept as JSON.
+
+    It speaks of one engine (`setup`). What no measured step did has no price: UserError. Beyond twice the
+    range of a feature it extrapolates, and says so (`beyond`).
+    """
 
     coefficients: Coefficients
     knee_tokens: int
-    report: FitReport
-    provenance: Mapping[str, str]
-    """Where the steps were measured: host, date, versions, model."""
+    setup: Setup
+    ranges: Ranges
+    report: FitReport = field(hash=False)
+    provenance: Mapping[str, str] = field(hash=False)
+    """Where the steps were measured: host, date, versions, kernels."""
 
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
-        """The duration of the step as a named sum; ValueError if it moves blocks as no measured step did."""
+        """The duration of the step as a named sum; UserError if it does what no measured step did."""
+        if any(map(gt, step, self.ranges.reach)):
+            self._refuse_unmeasured(step)
         ns = self.coefficients
         num_below = min(step.num_tokens, self.knee_tokens)
         num_above = step.num_tokens - num_below
@@ -41,6 +53,10 @@ class Fitted:
             "overhead": ns.ns_per_step,
         }
 
+    def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
+        """The features of the step beyond twice the range of the calibration."""
+        return self.ranges.beyond(step)
+
     def recompute_ns(self, num_tokens: int) -> int:
         """A step that prefills `num_tokens` tokens of one sequence, less what every step costs."""
         num_pairs = num_tokens * (num_tokens + 1) // 2
@@ -49,29 +65,35 @@ class Fitted:
 
     def transfer_ns(self, num_blocks: int) -> int:
         """Moving blocks between device and host in one transfer, one way: the mean of both directions."""
-        out_ns = self._transfers_ns(StepFeatures(0, 0, 0, 0, 0, 0, 0, num_blocks, 0, 0, 1))
-        in_ns = self._transfers_ns(StepFeatures(0, 0, 0, 0, 0, 0, 0, 0, num_blocks, 0, 1))
+        out_ns = self.parts_ns(StepFeatures(0, 0, 0, 0, 0, 0, 0, num_blocks, 0, 0, 1))["transfers"]
+        in_ns = self.parts_ns(StepFeatures(0, 0, 0, 0, 0, 0, 0, 0, num_blocks, 0, 1))["transfers"]
         return round((out_ns + in_ns) / 2)
 
     def _transfers_ns(self, step: StepFeatures) -> float:
         ns = self.coefficients
-        total_ns = step.num_transfers * ns.ns_per_transfer
-        for num_blocks, name in (
-            (step.num_blocks_swapped_out, "ns_per_block_swapped_out"),
-            (step.num_blocks_swapped_in, "ns_per_block_swapped_in"),
-            (step.num_blocks_copied, "ns_per_block_copied"),
-        ):
-            if num_blocks and name in self.report.unmeasured:
-                raise UserError(
-                    f"the cost model has no {name}: no step that it was fitted to did that, "
-                    "so calibrate with steps that do"
-                )
-            total_ns += num_blocks * getattr(ns, name)
-        return total_ns
+        return (
+            step.num_transfers * ns.ns_per_transfer
+            + step.num_blocks_swapped_out * ns.ns_per_block_swapped_out
+            + step.num_blocks_swapped_in * ns.ns_per_block_swapped_in
+            + step.num_blocks_copied * ns.ns_per_block_copied
+        )
+
+    def _refuse_unmeasured(self, step: StepFeatures) -> None:
+        asked = [name for name, at in self.beyond(step).items() if not at.calibrated]
+        if asked:
+            raise UserError(
+                f"the cost model has no price for {', '.join(asked)}: no step that it was fitted to had any, "
+                "so calibrate with steps that have"
+            )
+
+    def __repr__(self) -> str:
+        """Short, since the header of a journal names its policies so."""
+        date = self.provenance.get("date", "no date")
+        return f"Fitted({self.setup.name}, {self.report.num_steps} steps, {date})"
 
     def save(self, path: str | Path) -> None:
         """Write the model as JSON, floats to the last digit."""
-        document = {"format": FORMAT, **asdict(self)}
+        document = {"format": FORMAT, **asdict(self), "ranges": self.ranges.of}
         Path(path).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -82,28 +104,31 @@ class Fitted:
             raise UserError(f"no fitted cost model at {path}: run `python -m experiments.calibrate` first")
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, not UTF-8
             raise UserError(f"{path}: not JSON ({error}): calibrate again") from None
         if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
             raise UserError(f"{path}: not a cost model of format {FORMAT}: calibrate again")
-        model = _record(cls, document, str(path))
-        coefficients = _record(Coefficients, model.coefficients, f"{path}, coefficients")
+        model = record(cls, document, str(path))
+        coefficients = record(Coefficients, model.coefficients, f"{path}, coefficients")
         for name, value in asdict(coefficients).items():
             if not isinstance(value, int | float) or not value >= 0:
                 raise UserError(f"{path}, coefficients: {name} is {value!r}, must be a number of at least 0")
-        report = _record(FitReport, model.report, f"{path}, report")
-        report = replace(report, unmeasured=tuple(report.unmeasured))
-        return replace(model, coefficients=coefficients, report=report)
+        report = record(FitReport, model.report, f"{path}, report")
+        return replace(
+            model,
+            coefficients=coefficients,
+            setup=Setup.of_json(model.setup, f"{path}, setup"),
+            ranges=Ranges.of_json(model.ranges, f"{path}, ranges"),
+            report=replace(report, unmeasured=tuple(report.unmeasured)),
+        )
 
+    @classmethod
+    def load_for(cls, path: str | Path, block_size: int, model: Mapping[str, Any]) -> Fitted:
+        """The cost model at `path`, for a run with blocks of this size and of this model.
 
-T = TypeVar("T")
-
-
-def _record(kind: type[T], values: Any, where: str) -> T:
-    """A dataclass from a JSON object that has exactly its fields, inner objects as they are."""
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(values, dict) or values.keys() != names:
-        given = set(values) if isinstance(values, dict) else set()
-        missing, unknown = sorted(names - given), sorted(given - names)
-        raise UserError(f"{where}: missing keys {missing}, unknown keys {unknown}: calibrate again")
-    return kind(**values)
+        `model` has the arguments of sim.cost.setup.described. Raises UserError, beside what `load` raises, if
+        the measurement was of another set-up (Setup.check).
+        """
+        fitted = cls.load(path)
+        fitted.setup.check(path, block_size, described(**model))
+        return fitted

@@ -12,7 +12,7 @@ from engine.core.policies.base import Limits
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.order import NS_PER_S, Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
-from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
+from engine.core.policies.restore import Cheapest, Recompute, Swap, SwapIfSeveral
 from engine.core.policies.victim import LastAdmitted, LowestPriority
 from engine.core.queues import Queue
 from engine.core.request import Request
@@ -177,6 +177,29 @@ def test_restore() -> None:
     assert [SwapIfSeveral().swaps(one, state), SwapIfSeveral().swaps(several, state)] == [False, True]
     several.live = (1,)
     assert not SwapIfSeveral().swaps(several, state), "what counts is who is alive"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """10 ns a token, and a price for a block."""
+
+    block_ns: int
+
+    def recompute_ns(self, num_tokens: int) -> int:
+        return 10 * num_tokens
+
+    def transfer_ns(self, num_blocks: int) -> int:
+        return self.block_ns * num_blocks
+
+
+def test_cheapest_weighs_both_ways_of_a_transfer_against_recomputation() -> None:
+    """12 computed tokens in 3 blocks: 120 ns to compute again, 2 x 3 blocks to move out and in."""
+    state = FakeState()
+    victim = request(num_prompt_tokens=12)
+    state.kv.prepare(victim, 12)
+    victim.num_computed_tokens = 12
+    assert Cheapest(Costs(block_ns=19)).swaps(victim, state)
+    assert not Cheapest(Costs(block_ns=20)).swaps(victim, state), "a tie saves the link"
 
 
 def test_reservation() -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
+from engine.core.backend import Capacity
 from engine.core.journal import replay
+from engine.core.policies.base import Limits
 from engine.telemetry.runlog import read_run
 from experiments import calibrate, run, validate
 from experiments.compare import METRICS, compare
-from experiments.compose import contenders_from_config
+from experiments.compose import CONF, contenders_from_config
+from sim.cost.base import StepFeatures
+from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
+from sim.cost.setup import Setup, described
 from tests.experiments.cli import QUICK, Cli
 from tests.test_configs import composed
 
@@ -125,9 +132,119 @@ def test_what_was_calibrated_can_be_simulated(cli: Cli) -> None:
     steps = pd.read_csv(cli.directory / "calibration_steps.csv")
     assert len(steps) == model.report.num_steps
     assert steps[["num_blocks_swapped_out", "num_blocks_swapped_in", "num_blocks_copied"]].sum().min() > 0
-    assert "cost=fitted" in finished.out
+    assert_its_twin_is_what_was_measured(cli, finished.out)
 
-    twin = ("cost=fitted", f"cost.path={path}", "limits=window_512_chunked", "pool=tight")
-    simulated = cli(run.main, *QUICK, *twin, "workload.num_requests=20")
+
+def printed_command(out: str) -> list[str]:
+    """The arguments of the next command that a calibration prints."""
+    (line,) = [line for line in out.splitlines() if line.startswith("simulate this engine: ")]
+    command, *arguments = shlex.split(line.removeprefix("simulate this engine: "))
+    assert [command, *arguments[:2]] == ["python", "-m", "experiments.run"]
+    return arguments[2:]
+
+
+def assert_its_twin_is_what_was_measured(cli: Cli, out: str) -> None:
+    """The command as printed, but for the figures, simulates the pool, limits, model and requests."""
+    measured = OmegaConf.load(cli.directory / ".hydra" / "config.yaml")
+    simulated = cli(run.main, *printed_command(out), *QUICK)
     assert simulated.code == 0, simulated.err
-    assert json.loads((cli.directory / "summary.json").read_text())["completed"] == 20
+    twin = OmegaConf.load(cli.directory / "config.yaml")
+    assert twin.world == "simulated"
+    assert twin.cost._target_ == "sim.cost.fitted.Fitted.load_for"
+    for group in ("limits", "order", "admission", "batching", "victim", "restore", "reservation", "workload"):
+        assert resolved(twin, group) == resolved(measured, group), group
+    for name in ("num_blocks", "num_host_blocks", "block_size"):
+        assert resolved(twin, "pool")[name] == resolved(measured, "pool")[name], name
+    for name in ("architecture", "config", "dtype"):
+        assert resolved(twin, "model")[name] == resolved(measured, "model")[name], name
+    summary = json.loads((cli.directory / "summary.json").read_text())
+    assert summary["completed"] == measured.workload.num_requests
+    assert "beyond twice the calibrated range" not in simulated.out
+
+
+def resolved(config: object, group: str) -> dict[str, object]:
+    """A group of a configuration, its interpolations replaced."""
+    values = OmegaConf.to_container(config, resolve=True)[group]
+    assert isinstance(values, dict)
+    return values
+
+
+MODEL = {
+    "architecture": "LlamaConfig",
+    "config": OmegaConf.to_container(OmegaConf.load(Path(CONF) / "model" / "tiny_llama.yaml").config),
+    "path": None,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def cost_path(tmp_path: Path) -> Path:
+    """A cost model of the default small model with blocks of 16, measured on prompts of up to 64 tokens."""
+    shapes = [
+        StepFeatures(n + 8, 9, 1, 9, 400, n, n * (n + 1) // 2, moved, moved, 0, 2 * bool(moved))
+        for n in range(2, 65)
+        for moved in (0, 0, 5)
+    ]
+    model = {**described(**MODEL)}
+    setup = Setup(model, Capacity(96, 96, 16), Limits(32, 128, 512), {})
+    durations_ns = [10**6 * (3 + step.num_tokens + step.num_blocks_swapped_in) for step in shapes]
+    fit(shapes, durations_ns, setup, 5e-4).save(tmp_path / "cost_model.json")
+    return tmp_path / "cost_model.json"
+
+
+def twin(path: Path, *arguments: str) -> tuple[str, ...]:
+    """A simulation with a cost model and a set-up like its own, each of which an argument may change."""
+    return (
+        "model=tiny_llama", "limits=window_512_chunked", "pool=tight", "workload=azure_like",
+        "workload.num_requests=8", "cost=fitted", f"cost.path={path}", *QUICK, *arguments,
+    )  # fmt: skip
+
+
+def test_a_cost_model_of_another_set_up_is_refused(cli: Cli, cost_path: Path) -> None:
+    other_blocks = cli(run.main, *twin(cost_path, "pool.block_size=64"))
+    assert other_blocks.code == 1
+    assert "cost_model.json was measured with blocks of 16 tokens, and this run has" in other_blocks.err
+    other_model = cli(run.main, *twin(cost_path, "model.config.hidden_size=768"))
+    assert other_model.code == 1
+    assert "model.config.hidden_size 768 (measured: 384)" in other_model.err
+
+
+def test_steps_beyond_the_range_are_told_in_one_line(cli: Cli, cost_path: Path) -> None:
+    far = cli(run.main, *twin(cost_path, "limits.max_num_batched_tokens=512"))
+    assert far.code == 0, far.err
+    (line,) = [line for line in far.out.splitlines() if "beyond twice the calibrated range" in line]
+    assert "num_tokens up to" in line
+    assert "prefill_attention_pairs up to" in line
+
+
+def test_a_policy_that_weighs_costs_gets_those_of_its_world(cli: Cli, cost_path: Path) -> None:
+    without = cli(run.main, "backend=torch", "restore=cheapest", *QUICK)
+    assert without.code == 1
+    assert "no costs are known here. Measure this engine" in without.err
+    assert "cost=fitted cost.path=" in without.err
+
+    pressed = ("pool=tight", "workload.num_requests=12", "workload.rate_per_s=1000", "journal=inputs")
+    engine = ("backend=torch", "restore=cheapest", "cost=fitted", f"cost.path={cost_path}", *pressed)
+    finished = cli(run.main, *engine, "plots=false", "timeline=false")
+    assert finished.code == 0, finished.err
+    header = (cli.directory / "journal.jsonl").read_text().partition("\n")[0]
+    assert "Cheapest(cost=Fitted(LlamaConfig, 189 steps, no date))" in header
+    requests = read_run(cli.directory).requests
+    assert requests["num_swap_preemptions"].sum() > 0, "5 us a block is cheaper than 1 ms a token"
+
+
+def test_contenders_that_weigh_costs_weigh_the_first_fit(cli: Cli) -> None:
+    contenders = (
+        "+restore@contenders.cheapest.restore=cheapest",
+        "~restore@contenders.swap.restore",
+        "~restore@contenders.recompute.restore",
+    )
+    finished = cli(validate.main, *SMALL, *contenders, "num_repeats=1", "plots=false", "timeline=false")
+    assert finished.code == 0, finished.err
+    first = Fitted.load(cli.directory / validate.FIRST_FIT)
+    for kind in ("measured-1", "simulated"):
+        header = (cli.directory / f"cheapest-{kind}" / "journal.jsonl").read_text().partition("\n")[0]
+        assert repr(first) in header, kind
+        config = OmegaConf.load(cli.directory / f"cheapest-{kind}" / "config.yaml")
+        assert config.contenders.cheapest.restore.cost.path == str(cli.directory / validate.FIRST_FIT)
+    assert finished.out.count("byte-equal") == 1

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.plan import Chunk, Finish, FinishReason, StepPlan, StepResult, Transfer, TransferKind
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
+from sim.cost.base import Beyond, StepFeatures
 from tests.sim.plans import decode, make_plan, prefill
 
 
@@ -14,6 +16,9 @@ class TokenCost:
 
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
         return {"linear": 10.3 * step.num_tokens, "sampling": 5.0 * step.num_sampled}
+
+    def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
+        return {"num_tokens": Beyond(step.num_tokens, 10)} if step.num_tokens > 20 else {}
 
     def recompute_ns(self, num_tokens: int) -> int:
         return 10 * num_tokens
@@ -148,3 +153,16 @@ def test_misuse_is_named() -> None:
 
 def test_capacity_is_what_was_given() -> None:
     assert make_backend().capacity == Capacity(64, 8, 16)
+
+
+def test_steps_that_the_cost_model_guesses_are_counted_until_told() -> None:
+    backend = make_backend(spec("a", 30, 9), spec("b", 7, 9))
+    run(backend, make_plan([prefill("b", 7)]))
+    assert backend.pop_remark() is None
+    run(backend, make_plan([prefill("a", 30)]))
+    backend.collect(backend.submit_leap(make_plan([decode("a", 30)]), 3, 10**9))
+    assert backend.pop_remark() == (
+        "25% of the steps (1 of 4) lie beyond twice the calibrated range of the cost model: "
+        "num_tokens up to 30 (calibrated up to 10)"
+    )
+    assert backend.pop_remark() is None

@@ -143,3 +143,17 @@ def test_recomputation_against_swapping() -> None:
 def test_block_size_must_be_positive() -> None:
     with pytest.raises(ValueError, match="block_size is 0"):
         Roofline(LLAMA2_7B, A100, 0)
+
+
+def test_a_roofline_is_a_value() -> None:
+    """A policy holds it, is hashed, compared and named in the header of a journal."""
+    same = Roofline(LLAMA2_7B, replace(A100), block_size=16)
+    assert same == MODEL
+    assert hash(same) == hash(MODEL)
+    assert repr(MODEL) == "Roofline(Llama-2-7B, A100-80GB, block_size=16)"
+    assert Roofline(LLAMA2_7B, A100, 32) != MODEL
+    assert Roofline(LLAMA2_7B, replace(A100, layer_overhead_ns=1), 16) != MODEL
+
+
+def test_a_roofline_has_no_range() -> None:
+    assert MODEL.beyond(features(make_plan([prefill("a", 100_000)]))) == {}

@@ -217,6 +217,18 @@ class Reservation(Protocol):
     # A reservation may have an attribute `repeats`: if that is true, it sets nothing aside for a decode.
 
 
+class CostEstimator(Protocol):
+    """What work costs in the world that a policy runs in; a policy that weighs costs takes one as `cost`."""
+
+    def recompute_ns(self, num_tokens: int) -> int:
+        """What computing the KV of `num_tokens` tokens from position 0 adds to a step."""
+        ...
+
+    def transfer_ns(self, num_blocks: int) -> int:
+        """Moving blocks between device and host, one way."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Policies:
     """One choice for each axis: all that two schedulers differ in."""

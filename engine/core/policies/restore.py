@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.core.policies.base import State
+from engine.core.policies.base import CostEstimator, State
 from engine.core.request import Request
 
 
@@ -33,3 +33,18 @@ class SwapIfSeveral:
     def swaps(self, victim: Request, state: State) -> bool:
         """Whether more than one sequence is alive."""
         return len(victim.live) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class Cheapest:
+    """Whatever costs less: both ways through the host link, or computing the KV again.
+
+    The crossover of the vLLM paper (SOSP 2023, section 7.3), asked of the cost model instead of a rule.
+    """
+
+    cost: CostEstimator
+
+    def swaps(self, victim: Request, state: State) -> bool:
+        """Whether twice the transfer of its blocks is cheaper than computing its tokens again."""
+        transfer_ns = self.cost.transfer_ns(state.kv.num_blocks_held(victim))
+        return 2 * transfer_ns < self.cost.recompute_ns(victim.num_kv_slots)
