@@ -16,6 +16,7 @@ from engine.telemetry.runlog import RunLog, write_run
 from engine.telemetry.timeline import write_timeline
 from experiments.effort import Effort
 from experiments.worlds import Outcome
+from sim.workloads.base import Prepared
 
 Summary = Mapping[str, float]
 
@@ -39,10 +40,13 @@ class Wanted:
 
 
 def write_outcome(
-    outcome: Outcome, directory: Path, config_text: str, wanted: Wanted
+    outcome: Outcome, directory: Path, config_text: str, wanted: Wanted, workload: Mapping[str, float]
 ) -> tuple[Summary, list[Path]]:
-    """Write everything about a run into its folder; the summary, and the files."""
-    summary = summarize(outcome.log, wanted.slo_ms)
+    """Write everything about a run into its folder; the summary, and the files.
+
+    The summary has the figures of the workload too, so that a sweep can tabulate them.
+    """
+    summary = summarize(outcome.log, wanted.slo_ms) | dict(workload)
     files = write_run(outcome.log, directory, summary, config_text)
     files.append(directory / "effort.json")
     # A file of its own: everything else in the folder of a simulation is the same on every machine.
@@ -89,6 +93,25 @@ def print_remark(console: Console, outcome: Outcome, name: str = "") -> None:
     """What whoever reads the figures of a run must know, where there is something."""
     if outcome.remark is not None:
         text = f"{name}: {outcome.remark}" if name else outcome.remark
+        print_line(console, text, style="yellow")
+
+
+def print_workload(console: Console, workload: Prepared) -> None:
+    """What is going to be served, and what was done to it."""
+    for note in workload.notes:
+        print_line(console, note)
+    for warning in workload.warnings:
+        print_line(console, f"warning: {warning}", style="yellow")
+
+
+def print_fallbacks(console: Console, summary: Summary) -> None:
+    """How many preemptions did not do what the restore policy said."""
+    num_fallbacks, num_preemptions = int(summary["num_fallbacks"]), int(summary["num_preemptions"])
+    if num_fallbacks:
+        text = (
+            f"warning: {num_fallbacks:,} of {num_preemptions:,} preemptions fell back from swap to "
+            "recompute, for want of host blocks: raise pool.num_host_blocks or pool.swap_space_bytes"
+        )
         print_line(console, text, style="yellow")
 
 

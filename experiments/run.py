@@ -21,30 +21,35 @@ from experiments.output import (
     JOURNAL,
     Wanted,
     print_effort,
+    print_fallbacks,
     print_files,
     print_line,
     print_remark,
     print_unserved,
+    print_workload,
     stdout_console,
     write_outcome,
 )
 from experiments.tables import summary_table
 from experiments.worlds import Outcome, Run
+from sim.workloads.base import Prepared
 
 JOURNALS = ("off", "inputs", "plans")
 
 
-def serve(config: DictConfig, directory: Path) -> Outcome:
-    """Compose the world that `config` describes and serve its workload."""
+def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcome, Prepared]:
+    """Compose the world that `config` describes, say what it will serve, and serve it."""
     if config.journal not in JOURNALS:
         raise UserError(f"journal is {config.journal!r}: choose one of {', '.join(JOURNALS)}")
     policies, limits = policies_from_config(config), build(config.limits)
-    specs = build(config.workload).requests(limits.max_model_len)
+    workload: Prepared = build(config.workload).prepare(limits.max_model_len)
+    specs = workload.specs
+    print_workload(console, workload)
     stage = stage_from_config(config)
     if config.num_warm_up_requests:
         stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, policies))
     journal_path = None if config.journal == "off" else directory / JOURNAL
-    return stage.play(
+    outcome = stage.play(
         Run(
             specs,
             limits,
@@ -55,6 +60,7 @@ def serve(config: DictConfig, directory: Path) -> Outcome:
             laws=config.laws,
         )
     )
+    return outcome, workload
 
 
 def print_stop_tokens(console: Console, config: DictConfig) -> None:
@@ -73,12 +79,14 @@ def print_stop_tokens(console: Console, config: DictConfig) -> None:
 def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
     console = stdout_console()
-    outcome = serve(config, directory)
-    summary, files = write_outcome(outcome, directory, config_text(config), Wanted.by(config))
+    outcome, workload = serve(config, directory, console)
+    text, wanted = config_text(config), Wanted.by(config)
+    summary, files = write_outcome(outcome, directory, text, wanted, workload.figures)
     console.print(summary_table({config.world: summary}))
     print_stop_tokens(console, config)
     print_unserved(console, outcome.log)
     print_remark(console, outcome)
+    print_fallbacks(console, summary)
     print_effort(console, outcome.effort, summary)
     print_files(console, directory, files)
 

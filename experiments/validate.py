@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 
 import hydra
 import pandas as pd
@@ -49,6 +48,7 @@ from experiments.output import (
     print_line,
     print_remark,
     print_unserved,
+    print_workload,
     stdout_console,
     write_outcome,
 )
@@ -58,6 +58,7 @@ from experiments.worlds import Outcome, Run, Stage, replays_equal
 from sim.backend import SimulatedBackend
 from sim.cost.base import CostModel
 from sim.loop import simulate
+from sim.workloads.base import Prepared
 
 FIRST_FIT = "first_fit.json"
 """The cost model before any run: what policies weigh that weigh costs, in both worlds."""
@@ -89,14 +90,15 @@ def capacity_per_s(stage: Stage, run: Run) -> float:
 
 def workload_at_load(
     config: DictConfig, twin: Stage, limits: Limits, contenders: Mapping[str, Policies]
-) -> list[RequestSpec]:
+) -> Prepared:
     """The requests at `config.load` times the rate that the slowest contender serves; noted in `config`."""
-    specs: list[RequestSpec] = build(config.workload).requests(limits.max_model_len)
+    workload: Prepared = build(config.workload).prepare(limits.max_model_len)
     if config.load is None:
-        return specs
-    slowest = min(capacity_per_s(twin, Run(specs, limits, policies)) for policies in contenders.values())
+        return workload
+    runs = [Run(workload.specs, limits, policies) for policies in contenders.values()]
+    slowest = min(capacity_per_s(twin, run) for run in runs)
     config.workload.rate_per_s = round(config.load * slowest, 3)
-    at_load: list[RequestSpec] = build(config.workload).requests(limits.max_model_len)
+    at_load: Prepared = build(config.workload).prepare(limits.max_model_len)
     return at_load
 
 
@@ -189,9 +191,10 @@ def main(config: DictConfig, directory: Path) -> None:
     config = with_first_costs(config, first_path)
     contenders = contenders_from_config(config)
     first_guess = simulated_stage(engine.backend.capacity, first_fit, limits)
-    specs = workload_at_load(config, first_guess, limits, contenders)
-    print_line(console, describe_workload(config, specs))
-    runs = {name: Run(specs, limits, policies) for name, policies in contenders.items()}
+    workload = workload_at_load(config, first_guess, limits, contenders)
+    print_workload(console, workload)
+    print_line(console, describe_load(config))
+    runs = {name: Run(workload.specs, limits, policies) for name, policies in contenders.items()}
     # After fitting and simulating, the engine's next run was 5.8 % slower than priced (mean of 17, standard
     # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not
     # proven.
@@ -203,7 +206,7 @@ def main(config: DictConfig, directory: Path) -> None:
     trials = [play(twin, run, name, "simulated", directory) for name, run in runs.items()] + measured
 
     text, wanted = config_text(config), Wanted.by(config)
-    written = [write_outcome(trial.outcome, trial.folder, text, wanted) for trial in trials]
+    written = [write_outcome(trial.outcome, trial.folder, text, wanted, workload.figures) for trial in trials]
     comparison = compared(trials, [summary for summary, _ in written])
     files = [first_path, *write_calibration(cost, calibration.samples, directory)]
     files += write_figures(comparison, trials, directory)
@@ -236,16 +239,12 @@ def check_comparable(specs: Sequence[RequestSpec]) -> None:
         )
 
 
-def describe_workload(config: DictConfig, specs: Sequence[RequestSpec]) -> str:
-    """The workload in one line."""
-    prompts = fmean(spec.num_prompt_tokens for spec in specs)
-    outputs = fmean(spec.num_output_tokens or spec.max_tokens for spec in specs)
-    rate = config.workload.rate_per_s
-    load = "" if config.load is None else f", {config.load:.0%} of what the engine can serve"
-    return (
-        f"{len(specs)} requests, {prompts:.0f} prompt and {outputs:.0f} output tokens on average, "
-        f"{rate} requests/s{load}; pool of {config.pool.num_blocks} blocks"
+def describe_load(config: DictConfig) -> str:
+    """How fast the requests come, and with how much memory they are served."""
+    share = (
+        "as the workload says" if config.load is None else f"{config.load:.0%} of what the engine can serve"
     )
+    return f"load: {share}; pool of {config.pool.num_blocks} blocks"
 
 
 if __name__ == "__main__":

@@ -205,8 +205,13 @@ def kv_capacity(
     block_size: int,
     utilization: float = 0.9,
     reserve_bytes: int = 2 * 2**30,
-    swap_space_bytes: int = 4 * 2**30,
+    swap_space_bytes: int | None = None,
 ) -> Capacity:
-    """The pools of a simulated server: device blocks as `num_kv_blocks`, host blocks from the swap space."""
+    """The pools of a simulated server: device blocks as `num_kv_blocks`, host blocks from the swap space.
+
+    None: as many host blocks as device blocks, so that whatever runs can be swapped.
+    """
     num_blocks = num_kv_blocks(model, hardware, block_size, utilization, reserve_bytes)
+    if swap_space_bytes is None:
+        return Capacity(num_blocks, num_blocks, block_size)
     return Capacity(num_blocks, swap_space_bytes // model.block_bytes(block_size), block_size)

@@ -31,9 +31,9 @@ class TorchBackend:
     """The real backend (engine.core.backend.Backend); one plan after another on a thread of its own.
 
     The pool has `num_blocks` blocks, or, if that is None, as many as `memory_bytes` leaves room for once the
-    weights and the largest step are paid for. `seed` names the streams of token ids for traces that have
-    lengths only. A CPU works with `num_threads` threads; None leaves torch's choice. `attention` says which
-    kernels attend and copy blocks.
+    weights and the largest step are paid for; `num_host_blocks` None: as many on the host. `seed` names the
+    streams of token ids for traces that have lengths only. A CPU works with `num_threads` threads; None
+    leaves torch's choice. `attention` says which kernels attend and copy blocks.
 
     Raises:
         ValueError: neither or both of num_blocks and memory_bytes are given, the pool has no room for a
@@ -48,7 +48,7 @@ class TorchBackend:
         block_size: int = 16,
         num_blocks: int | None = None,
         memory_bytes: int | None = None,
-        num_host_blocks: int = 0,
+        num_host_blocks: int | None = 0,
         seed: int = 0,
         num_threads: int | None = None,
         attention: Kernels = REFERENCE,
@@ -71,6 +71,8 @@ class TorchBackend:
             self.profile = self._profile(memory_bytes)
             num_blocks = self.profile.pool_bytes // self.layout.block_bytes(model.dtype)
         assert num_blocks is not None
+        if num_host_blocks is None:
+            num_host_blocks = num_blocks
         self._capacity = Capacity(num_blocks, num_host_blocks, block_size)
         self.pools = Pools(self.layout, model.dtype, model.device, num_blocks, num_host_blocks, attention)
         self._attention = self._attention_on(self.pools.device)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sim.workloads.base import IntArray, WorkloadError
+from sim.workloads.base import IntArray, WorkloadError, check_span
 
 NS_PER_S = 1_000_000_000
 
@@ -31,17 +31,18 @@ class GammaArrivals:
     burstiness: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.burstiness < np.inf:
-            raise WorkloadError(f"burstiness is {self.burstiness}, must be above 0 (1 is Poisson)")
+        if not 1e-6 <= self.burstiness < np.inf:
+            raise WorkloadError(f"burstiness is {self.burstiness}, must be at least 1e-6 (1 is Poisson)")
 
     def times_ns(self, rng: np.random.Generator, num_requests: int, rate_per_s: float | None) -> IntArray:
         """The first n times are the same however many follow."""
         if rate_per_s is None:
             raise WorkloadError("workload.rate_per_s is not set: give the mean number of requests a second")
         check_rate(rate_per_s)
-        scale_ns = NS_PER_S / (rate_per_s * self.burstiness)
-        gaps_ns = np.rint(rng.gamma(self.burstiness, scale_ns, num_requests - 1)).astype(np.int64)
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(gaps_ns)])
+        scale_ns = NS_PER_S / rate_per_s / self.burstiness
+        gaps_ns = np.rint(rng.gamma(self.burstiness, scale_ns, num_requests - 1))
+        check_span(float(gaps_ns.sum()), f"workload.rate_per_s is {rate_per_s}")
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(gaps_ns.astype(np.int64))])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,9 @@ def check_rate(rate_per_s: float) -> None:
     """Raise unless the rate is a positive, finite number of requests a second."""
     if not 0 < rate_per_s < np.inf:
         raise WorkloadError(f"workload.rate_per_s is {rate_per_s}, must be above 0 requests a second")
+
+
+def mean_rate_per_s(times_ns: IntArray) -> float:
+    """The reciprocal of the mean gap of ascending times; NaN where there is none."""
+    span_ns = int(times_ns[-1] - times_ns[0])
+    return (len(times_ns) - 1) * NS_PER_S / span_ns if span_ns else float("nan")

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from sim.workloads.arrivals import NS_PER_S
 from sim.workloads.base import Rows, ordered_rows
 from sim.workloads.recorded import RecordedTrace
-from sim.workloads.table import at_least_one, csv_records, open_trace, parse_columns, token_count
+from sim.workloads.table import csv_records, open_trace, parse_columns, token_count
+from sim.workloads.times import since_first_ns
 
 SOURCE = "https://github.com/Azure/AzurePublicDataset, data/AzureLLMInferenceTrace_conv.csv"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,9 +46,6 @@ class AzureTrace(RecordedTrace):
         """All rows; the first request of the file need not be the earliest."""
         parsers = {"TIMESTAMP": timestamp_ns, "ContextTokens": token_count, "GeneratedTokens": token_count}
         with open_trace(self.path, SOURCE) as file:
-            times_ns, context, generated = parse_columns(file, csv_records(file, parsers), parsers)
-            return ordered_rows(
-                times_ns,
-                at_least_one(file.name, "ContextTokens", context),
-                at_least_one(file.name, "GeneratedTokens", generated),
-            )
+            columns = parse_columns(file, csv_records(file, parsers), parsers)
+        times_ns = since_first_ns(columns, "TIMESTAMP", "ns")
+        return ordered_rows(times_ns, columns.tokens("ContextTokens"), columns.tokens("GeneratedTokens"))

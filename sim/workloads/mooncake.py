@@ -3,62 +3,66 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
-import numpy as np
-
+from engine.core.fields import AtLeast, AtMost
 from sim.streams import stream
 from sim.workloads.arrivals import NS_PER_S
-from sim.workloads.base import IntArray, Rows, WorkloadError, ordered_rows
+from sim.workloads.base import Rows, ordered_rows
 from sim.workloads.recorded import RecordedTrace
-from sim.workloads.table import at_least_one, json_records, open_trace, parse_columns, token_count
+from sim.workloads.table import Number, json_records, open_trace, parse_columns, token_count
+from sim.workloads.ticks import detect_tick_ns, share_at_multiples, spread
+from sim.workloads.times import check_unit, since_first_ns
 
 SOURCE = "https://github.com/kvcache-ai/Mooncake, FAST25-release/traces/conversation_trace.jsonl"
-_NS_PER_MS = 1_000_000
 
 
-def milliseconds_ns(cell: object) -> int:
-    """A time in milliseconds, whole or not, as nanoseconds."""
-    if isinstance(cell, bool) or not isinstance(cell, int | float) or not 0 <= cell < 2**53:
-        raise ValueError("is not a time in milliseconds from the start of the trace")
-    return cell * _NS_PER_MS if isinstance(cell, int) else round(cell * _NS_PER_MS)
-
-
-def spread(times_ns: IntArray, tick_ns: int, rng: np.random.Generator) -> IntArray:
-    """Ascending times, quantised to ticks, spread uniformly inside their ticks; the order stays.
-
-    Stamps lie within milliseconds of multiples of the tick (0, 2999, 6000), so round to find their tick.
-    """
-    ticks = (times_ns + tick_ns // 2) // tick_ns
-    return np.sort(ticks * tick_ns + rng.integers(tick_ns, size=len(times_ns)))
+def stamp(cell: object) -> Number:
+    """A time, whole or not, in whatever unit."""
+    if isinstance(cell, bool) or not isinstance(cell, int | float) or not 0 <= cell < 2**63:
+        raise ValueError("is not a time: a number that is not negative")
+    return cell
 
 
 @dataclass(frozen=True, slots=True)
 class MooncakeTrace(RecordedTrace):
-    """Arrivals of Mooncake's conversation trace come in batches every 3 s, an artefact of its logging.
+    """Traces in Mooncake's format; stamps may count from anything, the first request arrives at 0.
 
-    Replayed as they are they would measure the batches, so they are spread inside each tick unless `tick_s`
-    is None. hash_ids (shared prefixes) are not used: the requests are lengths only.
+    Arrivals of the conversation trace come in batches every 3 s, an artefact of its logging. Replayed as
+    they are they would measure the batches, so stamps that are found to be quantised are spread inside their
+    ticks. `tick_s` says otherwise: a number is the tick, None replays as recorded. `time_unit` is that of the
+    stamps; None: milliseconds, unless they look like a time since 1970 in another unit, which is an error.
+    hash_ids (shared prefixes) are not used: the requests are lengths only.
     Qin et al., "Mooncake: Trading more storage for less computation", FAST 2025.
     """
 
-    tick_s: float | None = 3.0
-
-    def __post_init__(self) -> None:
-        super(MooncakeTrace, self).__post_init__()
-        if self.tick_s is not None and not 0 < self.tick_s < np.inf:
-            raise WorkloadError(f"tick_s is {self.tick_s}, must be above 0, or null to replay as recorded")
+    tick_s: Annotated[float, AtLeast(0.001), AtMost(86_400)] | Literal["auto"] | None = "auto"
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None
 
     def read(self) -> Rows:
-        """All rows, spread over their ticks."""
-        parsers = {"timestamp": milliseconds_ns, "input_length": token_count, "output_length": token_count}
+        """All rows, spread over their ticks if they have any."""
+        parsers = {"timestamp": stamp, "input_length": token_count, "output_length": token_count}
         with open_trace(self.path, SOURCE) as file:
-            times_ns, inputs, outputs = parse_columns(file, json_records(file, parsers), parsers)
-            rows = ordered_rows(
-                times_ns,
-                at_least_one(file.name, "input_length", inputs),
-                at_least_one(file.name, "output_length", outputs),
-            )
+            columns = parse_columns(file, json_records(file, parsers), parsers)
+        if self.time_unit is None:
+            check_unit(columns, "timestamp", "ms", "workload.time_unit")
+        times_ns = since_first_ns(columns, "timestamp", self.time_unit or "ms")
+        rows = ordered_rows(times_ns, columns.tokens("input_length"), columns.tokens("output_length"))
+        return self._untick(rows)
+
+    def _untick(self, rows: Rows) -> Rows:
         if self.tick_s is None:
             return rows
-        rng = stream(self.seed, "workload/ticks")
-        return replace(rows, arrival_ns=spread(rows.arrival_ns, round(self.tick_s * NS_PER_S), rng))
+        if isinstance(self.tick_s, str):
+            tick_ns = detect_tick_ns(rows.arrival_ns)
+        else:
+            tick_ns = round(self.tick_s * NS_PER_S)
+        if tick_ns is None:
+            return rows
+        share = share_at_multiples(rows.arrival_ns, tick_ns)
+        note = (
+            f"arrivals: {share:.1%} of the stamps lie at multiples of {tick_ns / NS_PER_S:g} s, so they are "
+            "spread inside these ticks (workload.tick_s=null replays them as recorded)"
+        )
+        times_ns = spread(rows.arrival_ns, tick_ns, stream(self.seed, "workload/ticks"))
+        return replace(rows, arrival_ns=times_ns, notes=(*rows.notes, note))

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
-from engine.core.backend import RequestSpec
-from sim.workloads.base import Rows, WorkloadError
+from engine.core.fields import Count, Natural, Positive, check_fields
+from sim.workloads.base import Prepared, Rows, Workload, WorkloadError
 from sim.workloads.shape import Shape
 from sim.workloads.transform import at_rate, cut, stretch
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedTrace(ABC):
-    """Replays `num_requests` requests (None: all) from row `start` of a file, counted in order of arrival.
+class RecordedTrace(Workload):
+    """Replays the requests of a file from row `start` on, counted in order of arrival.
 
+    `num_requests` of them; None: all that there are, but not more than `max_requests` (None: no such limit).
     They arrive as recorded, or with all gaps multiplied by `time_factor`, or by whatever gives the mean rate
     `rate_per_s`.
     """
 
     path: str | None = None
-    start: int = 0
-    num_requests: int | None = None
-    rate_per_s: float | None = None
-    time_factor: float | None = None
-    seed: int = 0
+    start: Natural = 0
+    num_requests: Count | None = None
+    max_requests: Count | None = None
+    rate_per_s: Positive | None = None
+    time_factor: Positive | None = None
+    seed: Natural = 0
     shape: Shape = field(default_factory=Shape)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rate_per_s is not None and self.time_factor is not None:
             raise WorkloadError(
                 f"rate_per_s is {self.rate_per_s} and time_factor is {self.time_factor}: "
@@ -38,11 +41,12 @@ class RecordedTrace(ABC):
     def read(self) -> Rows:
         """All rows of the file."""
 
-    def requests(self, max_model_len: int) -> list[RequestSpec]:
+    def prepare(self, max_model_len: int) -> Prepared:
         """The requests of this run; WorkloadError names the file, line and column of a bad cell."""
-        rows = cut(self.read(), self.start, self.num_requests)
+        everything = self.read()
+        rows = cut(everything, self.start, self.num_requests, self.max_requests)
         if self.rate_per_s is not None:
             rows = at_rate(rows, self.rate_per_s)
         if self.time_factor is not None:
             rows = stretch(rows, self.time_factor)
-        return self.shape.specs(rows, max_model_len, self.seed)
+        return self.shape.prepare(rows, max_model_len, self.seed, len(everything))

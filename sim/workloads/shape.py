@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from engine.core.backend import RequestSpec, Sampling
 from sim.streams import stream
-from sim.workloads.base import IntArray, Rows, WorkloadError
+from sim.workloads.base import IntArray, Prepared, Rows, WorkloadError
 from sim.workloads.transform import FITS
+from sim.workloads.treatment import treatment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """Options that every workload has; what is left to chance depends on (seed, row), so slices agree."""
 
-    fit_lengths: str = "scale"
+    fit_lengths: str = "none"
     """What to do with requests longer than the model's window: scale, clip or none (see transform.py)."""
     fit_quantile: float = 0.99
     """scale: this share of the requests fits by scaling alone, longer ones are clipped. 1: none are."""
@@ -46,19 +47,35 @@ class Shape:
                 raise WorkloadError(f"{name} is {getattr(self, name)!r}: {advice}")
         self._sampling(seed=0)  # refuses what cannot be sampled with
 
-    def specs(self, rows: Rows, max_model_len: int, seed: int) -> list[RequestSpec]:
-        """The requests of these rows, for a window of `max_model_len` tokens of prompt and output."""
+    def prepare(self, source: Rows, max_model_len: int, seed: int, num_available: int) -> Prepared:
+        """The requests of these rows, for a window of `max_model_len` tokens of prompt and output, with an
+        account of what was done to them; the source had `num_available` rows.
+        """
         if max_model_len < 2:
             raise WorkloadError(
                 f"max_model_len is {max_model_len}: must be 2 or more: a prompt token, an output token"
             )
-        rows = FITS[self.fit_lengths](rows, max_model_len, self.fit_quantile)
+        rows = _at_least_one(source)
+        fitted = FITS[self.fit_lengths](rows, max_model_len, self.fit_quantile)
+        max_tokens = self._max_tokens(max_model_len - fitted.rows.num_prompt_tokens)
+        done = treatment(rows, fitted, max_tokens, max_model_len, num_available)
+        lengths = () if done.lengths is None else (done.lengths,)
+        notes = (done.headline, *rows.notes)
+        return Prepared(
+            self._specs(fitted.rows, max_tokens, seed),
+            done.figures,
+            (*notes, *lengths) if done.is_faithful else notes,
+            () if done.is_faithful else lengths,
+        )
+
+    def _specs(self, rows: Rows, max_tokens: IntArray, seed: int) -> list[RequestSpec]:
         num_drawn = int(rows.number.max()) + 1
         id_digits = max(5, len(str(num_drawn - 1)))
         columns = (
             rows.number,
             rows.arrival_ns,
             rows.num_prompt_tokens,
+            max_tokens,
             rows.num_output_tokens,
             self._priorities(seed, num_drawn)[rows.number],
             stream(seed, "workload/sampling seeds").integers(2**48, size=num_drawn)[rows.number],
@@ -68,21 +85,21 @@ class Shape:
                 request_id=f"r{number:0{id_digits}d}",
                 arrival_ns=arrival_ns,
                 num_prompt_tokens=num_prompt_tokens,
-                max_tokens=self._max_tokens(max_model_len - num_prompt_tokens),
+                max_tokens=limit,
                 num_output_tokens=num_output_tokens,
                 n=self.n,
                 priority=priority,
-                sampling=self._sampling(sampling_seed),
+                sampling=self._sampling(draw_seed),
             )
-            for number, arrival_ns, num_prompt_tokens, num_output_tokens, priority, sampling_seed in zip(
+            for number, arrival_ns, num_prompt_tokens, limit, num_output_tokens, priority, draw_seed in zip(
                 *(column.tolist() for column in columns), strict=True
             )
         ]
 
-    def _max_tokens(self, room_tokens: int) -> int:
+    def _max_tokens(self, room_tokens: IntArray) -> IntArray:
         """At least 1 even for a prompt that leaves no room: that request is for the scheduler to reject."""
-        limit = room_tokens if self.max_tokens is None else min(self.max_tokens, room_tokens)
-        return max(limit, 1)
+        limits = room_tokens if self.max_tokens is None else np.minimum(room_tokens, self.max_tokens)
+        return np.maximum(limits, 1)
 
     def _sampling(self, seed: int) -> Sampling:
         return Sampling(self.temperature, self.top_k, self.top_p, seed, tuple(self.stop_token_ids))
@@ -102,4 +119,23 @@ def _are_weights(weights: Mapping[int, float]) -> bool:
         all(isinstance(priority, int) for priority in weights)
         and all(0 <= weight < np.inf for weight in weights.values())
         and sum(weights.values()) > 0
+    )
+
+
+def _at_least_one(rows: Rows) -> Rows:
+    """Raise lengths of 0 to 1, and note how many there were.
+
+    A request without a prompt cannot be computed, and one without an output still costs a step.
+    """
+    zeros = {"prompt": rows.num_prompt_tokens == 0, "output": rows.num_output_tokens == 0}
+    notes = [
+        f"lengths: {int(mask.sum()):,} of {len(rows):,} requests have an empty {name}: served as 1 token"
+        for name, mask in zeros.items()
+        if mask.any()
+    ]
+    return replace(
+        rows,
+        num_prompt_tokens=np.maximum(rows.num_prompt_tokens, 1),
+        num_output_tokens=np.maximum(rows.num_output_tokens, 1),
+        notes=(*rows.notes, *notes),
     )

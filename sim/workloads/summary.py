@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from engine.core.backend import RequestSpec
-from sim.workloads.arrivals import NS_PER_S
+from sim.workloads.arrivals import NS_PER_S, mean_rate_per_s
 from sim.workloads.base import FloatArray, WorkloadError
 
 
@@ -29,7 +29,7 @@ def describe(specs: Sequence[RequestSpec], name: str = "workload") -> pd.DataFra
     row = {
         "num_requests": len(specs),
         "duration_s": float(arrivals_s[-1]),
-        "rate_per_s": 1 / mean_gap_s if mean_gap_s else np.nan,
+        "rate_per_s": mean_rate_per_s(np.array([spec.arrival_ns for spec in specs], np.int64)),
         "interarrival_cv": float(gaps_s.std()) / mean_gap_s if mean_gap_s else np.nan,
         **_lengths("prompt", prompts),
         **_lengths("output", outputs),

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.core.backend import RequestSpec
 from sim.streams import stream
 from sim.workloads.arrivals import Arrivals, GammaArrivals
-from sim.workloads.base import Rows, WorkloadError, ordered_rows
+from sim.workloads.base import Prepared, Rows, Workload, WorkloadError, ordered_rows
 from sim.workloads.lengths import Lengths, OutputLengths
 from sim.workloads.shape import Shape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Synthetic:
+class Synthetic(Workload):
     """Arrivals, prompt lengths and output lengths, each drawn from a stream of its own.
 
     So the first n requests are the same however many follow, and another rate or another distribution of
@@ -39,6 +38,6 @@ class Synthetic:
         rng = stream(self.seed, "workload/arrivals")
         return ordered_rows(self.arrivals.times_ns(rng, self.num_requests, self.rate_per_s), prompts, outputs)
 
-    def requests(self, max_model_len: int) -> list[RequestSpec]:
+    def prepare(self, max_model_len: int) -> Prepared:
         """The requests of this run."""
-        return self.shape.specs(self.draw(), max_model_len, self.seed)
+        return self.shape.prepare(self.draw(), max_model_len, self.seed, self.num_requests)

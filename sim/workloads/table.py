@@ -1,4 +1,4 @@
-"""Reading CSV and JSON lines into columns of whole numbers; errors name the file, the line and the column.
+"""Reading CSV and JSON lines into columns of numbers; errors name the file, the line and the column.
 
 Line numbers are those that an editor shows. A bad cell stops the run before it starts: guessing a length
 would change the experiment in silence.
@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from sim.workloads.base import IntArray, WorkloadError
+from sim.workloads.base import MAX_TOKENS, IntArray, WorkloadError
 
-_LOG = logging.getLogger(__name__)
-_MAX_TOKENS = 2**31 - 1
-
-Parse = Callable[[object], int]
-"""Turns a cell into a whole number; its ValueError says what is wrong, as the end of a sentence."""
+Number = int | float
+Parse = Callable[[object], Number]
+"""Turns a cell into a number; its ValueError says what is wrong, as the end of a sentence."""
 
 
 class Record(NamedTuple):
@@ -42,7 +40,7 @@ def token_count(cell: object) -> int:
         raise ValueError("is negative")
     if number is None or not number.is_integer():
         raise ValueError("is not a whole number of tokens")
-    if number > _MAX_TOKENS:
+    if number > MAX_TOKENS:
         raise ValueError("is too large for a number of tokens")
     return int(number)
 
@@ -108,30 +106,39 @@ def json_records(file: TextIO, fields: Iterable[str]) -> Iterator[Record]:
         yield Record(line, cells)
 
 
-def parse_columns(file: TextIO, records: Iterable[Record], parsers: Mapping[str, Parse]) -> list[IntArray]:
-    """The parsed columns, in the order of `parsers`."""
-    rows = [[_parse(file.name, record, name, parse) for name, parse in parsers.items()] for record in records]
-    if not rows:
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a trace, as its parsers gave them, and where each row stands."""
+
+    path: str
+    lines: Sequence[int]
+    values: Mapping[str, Sequence[Number]]
+
+    def tokens(self, name: str) -> IntArray:
+        """A column of lengths."""
+        return np.array(self.values[name], np.int64)
+
+    def place(self, row: int, name: str) -> str:
+        """File, line and column of a cell, for messages."""
+        return f"{self.path}, line {self.lines[row]}, column {name}"
+
+
+def parse_columns(file: TextIO, records: Iterable[Record], parsers: Mapping[str, Parse]) -> Columns:
+    """The parsed columns, by the names of `parsers`."""
+    lines: list[int] = []
+    values: dict[str, list[Number]] = {name: [] for name in parsers}
+    for record in records:
+        lines.append(record.line)
+        for name, parse in parsers.items():
+            values[name].append(_parse(file.name, record, name, parse))
+    if not lines:
         raise WorkloadError(f"{file.name}: the trace is empty: it holds no request")
-    return list(np.array(rows, np.int64).T)
+    return Columns(file.name, lines, values)
 
 
-def _parse(path: str, record: Record, name: str, parse: Parse) -> int:
+def _parse(path: str, record: Record, name: str, parse: Parse) -> Number:
     cell = record.cells[name]
     try:
         return parse(cell)
     except ValueError as error:
         raise WorkloadError(f"{path}, line {record.line}, column {name}: {cell!r} {error}") from None
-
-
-def at_least_one(path: str, name: str, lengths: IntArray) -> IntArray:
-    """Raise zeros to 1 and log how many there were.
-
-    A request without a prompt cannot be computed, and one without an output still costs a step.
-    """
-    num_zeros = int(np.count_nonzero(lengths == 0))
-    if num_zeros:
-        _LOG.warning(
-            "%s: %d of %d requests have %s 0; served as 1 token", path, num_zeros, len(lengths), name
-        )
-    return np.maximum(lengths, 1)

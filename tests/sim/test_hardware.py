@@ -94,7 +94,9 @@ def test_number_of_blocks_by_hand() -> None:
     weight_bytes = 2 * 6_738_415_616
     left_bytes = int(0.9 * 80 * 2**30) - weight_bytes - 2 * 2**30
     assert num_kv_blocks(model, hardware, 16) == left_bytes // (16 * 512 * 1024) == 7353
-    assert kv_capacity(model, hardware, 16) == Capacity(7353, 4 * 2**30 // (8 * 2**20), 16)
+    assert kv_capacity(model, hardware, 16) == Capacity(7353, 7353, 16)
+    swap_space = kv_capacity(model, hardware, 16, swap_space_bytes=4 * 2**30)
+    assert swap_space == Capacity(7353, 4 * 2**30 // (8 * 2**20), 16)
 
 
 def test_model_that_does_not_fit_is_named() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from sim.workloads.azure import AzureTrace, timestamp_ns
 from sim.workloads.base import Workload, WorkloadError
-from sim.workloads.mooncake import MooncakeTrace, milliseconds_ns
+from sim.workloads.mooncake import MooncakeTrace
 from sim.workloads.shape import Shape
 from sim.workloads.sharegpt import LengthsCsv
 from sim.workloads.table import token_count
@@ -154,32 +153,23 @@ def test_mooncake_batches_are_spread_inside_their_ticks_in_the_order_of_the_file
     line = '{{"timestamp": {}, "input_length": {}, "output_length": 9}}\n'
     stamps = [stamp for stamp in (0, 2999, 6001, 9000) for _ in range(500)]
     path = write(tmp_path, "".join(line.format(stamp, i + 1) for i, stamp in enumerate(stamps)))
-    rows = MooncakeTrace(path, seed=3).read()
+    rows = MooncakeTrace(path, seed=3, tick_s=3.0).read()
     assert rows.num_prompt_tokens.tolist() == list(range(1, 2001))
     assert (rows.arrival_ns // 3_000_000_000).tolist() == [tick for tick in range(4) for _ in range(500)]
     inside = rows.arrival_ns % 3_000_000_000
     assert inside.mean() == pytest.approx(1.5e9, rel=0.05)
     assert inside.std() == pytest.approx(3e9 / np.sqrt(12), rel=0.05)
-    assert (rows.arrival_ns != MooncakeTrace(path, seed=4).read().arrival_ns).any()
+    assert (rows.arrival_ns != MooncakeTrace(path, seed=4, tick_s=3.0).read().arrival_ns).any()
 
 
-def test_milliseconds() -> None:
-    assert milliseconds_ns(2999) == 2_999_000_000
-    assert milliseconds_ns(0.5) == 500_000
-    for cell in ("5", -1, True, None, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="is not a time in milliseconds"):
-            milliseconds_ns(cell)
-
-
-def test_zero_lengths_become_one_token_and_are_counted(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_zero_lengths_become_one_token_and_are_counted(tmp_path: Path) -> None:
     text = AZURE.replace(",44", ",0").replace(",55", ",0").replace(",396,", ",0,")
-    with caplog.at_level(logging.WARNING):
-        rows = lengths(AzureTrace(write(tmp_path, text), shape=AS_IS))
-    assert rows == [("r00000", 374, 1), ("r00001", 1, 109), ("r00002", 879, 1)]
-    assert "1 of 3 requests have ContextTokens 0" in caplog.text
-    assert "2 of 3 requests have GeneratedTokens 0" in caplog.text
+    workload = AzureTrace(write(tmp_path, text), shape=AS_IS)
+    assert lengths(workload) == [("r00000", 374, 1), ("r00001", 1, 109), ("r00002", 879, 1)]
+    assert workload.prepare(WINDOW).notes[1:] == (
+        "lengths: 1 of 3 requests have an empty prompt: served as 1 token",
+        "lengths: 2 of 3 requests have an empty output: served as 1 token",
+    )
 
 
 CSV_ERRORS = {

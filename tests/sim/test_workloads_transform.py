@@ -19,11 +19,16 @@ from sim.workloads.summary import describe
 from sim.workloads.transform import at_rate, clip, cut, keep, scale, stretch
 
 LENGTH = st.integers(1, 20_000)
+AS_IS = Shape()
 
 
 def rows_of(*requests: tuple[int, int, int]) -> Rows:
     arrival_ns, prompts, outputs = np.array(requests, np.int64).T
     return ordered_rows(arrival_ns, prompts, outputs)
+
+
+def specs_of(rows: Rows, shape: Shape = AS_IS, window: int = 512, seed: int = 0) -> list[RequestSpec]:
+    return shape.prepare(rows, window, seed, len(rows)).specs
 
 
 @st.composite
@@ -36,7 +41,7 @@ def any_rows(draw: st.DrawFn) -> Rows:
 def test_fitted_lengths_are_at_least_one_and_fit_the_window(
     rows: Rows, window: int, fit: Any, quantile: float
 ) -> None:
-    fitted = fit(rows, window, quantile)
+    fitted = fit(rows, window, quantile).rows
     assert fitted.num_prompt_tokens.min() >= 1
     assert fitted.num_output_tokens.min() >= 1
     assert fitted.total_tokens.max() <= window
@@ -47,7 +52,7 @@ def test_fitted_lengths_are_at_least_one_and_fit_the_window(
 
 @given(any_rows(), st.integers(2, 30_000))
 def test_scaling_all_preserves_the_order_of_lengths(rows: Rows, window: int) -> None:
-    fitted = scale(rows, window, 1.0)
+    fitted = scale(rows, window, 1.0).rows
     for before, after in (
         (rows.num_output_tokens, fitted.num_output_tokens),
         (rows.num_prompt_tokens, fitted.num_prompt_tokens),
@@ -64,32 +69,32 @@ def test_stretching_preserves_the_order_of_arrivals(rows: Rows, factor: float) -
 
 
 def test_scale_shrinks_prompt_and_output_by_one_factor() -> None:
-    rows = scale(rows_of((0, 600, 400), (1, 300, 100), (2, 3000, 1000)), 2000, 1.0)
+    rows = scale(rows_of((0, 600, 400), (1, 300, 100), (2, 3000, 1000)), 2000, 1.0).rows
     assert rows.num_prompt_tokens.tolist() == [300, 150, 1500]
     assert rows.num_output_tokens.tolist() == [200, 50, 500]
 
 
 def test_scale_to_a_quantile_clips_what_is_longer() -> None:
-    rows = scale(rows_of((0, 600, 400), (1, 300, 100), (2, 3000, 1000)), 500, 0.5)
+    rows = scale(rows_of((0, 600, 400), (1, 300, 100), (2, 3000, 1000)), 500, 0.5).rows
     assert rows.num_prompt_tokens.tolist() == [300, 150, 1]
     assert rows.num_output_tokens.tolist() == [200, 50, 499]
 
 
 def test_scale_never_makes_a_workload_longer() -> None:
     rows = rows_of((0, 60, 40), (1, 30, 10))
-    assert scale(rows, 512, 1.0).total_tokens.tolist() == [100, 40]
+    assert scale(rows, 512, 1.0).rows.total_tokens.tolist() == [100, 40]
 
 
 def test_clip_cuts_the_prompt_first() -> None:
-    rows = clip(rows_of((0, 500, 100), (1, 500, 12), (2, 9, 900)), 512, 1.0)
+    rows = clip(rows_of((0, 500, 100), (1, 500, 12), (2, 9, 900)), 512, 1.0).rows
     assert rows.num_prompt_tokens.tolist() == [412, 500, 1]
     assert rows.num_output_tokens.tolist() == [100, 12, 511]
 
 
 def test_keep_leaves_requests_that_cannot_be_served() -> None:
     rows = rows_of((0, 5000, 100))
-    assert keep(rows, 512, 1.0) is rows
-    (spec,) = Shape(fit_lengths="none").specs(rows, 512, 0)
+    assert keep(rows, 512, 1.0).rows is rows
+    (spec,) = specs_of(rows, Shape())
     assert (spec.num_prompt_tokens, spec.max_tokens, spec.num_output_tokens) == (5000, 1, 100)
 
 
@@ -143,7 +148,7 @@ def test_time_factor(tmp_path: Path) -> None:
     at_two = AzureTrace(str(path), rate_per_s=2.0, start=1).requests(512)
     assert [spec.arrival_ns for spec in at_two] == [0, 500_000_000]
     assert [spec.request_id for spec in at_two] == ["r00001", "r00002"]
-    with pytest.raises(WorkloadError, match=r"workload\.time_factor is 0"):
+    with pytest.raises(UserError, match=r"time_factor is 0"):
         AzureTrace(str(path), time_factor=0.0).requests(512)
     with pytest.raises(WorkloadError, match="set one of them to null"):
         AzureTrace(str(path), rate_per_s=1.0, time_factor=1.0)
@@ -152,7 +157,7 @@ def test_time_factor(tmp_path: Path) -> None:
 def many(shape: Shape, start: int = 0, seed: int = 0, num_requests: int = 1000) -> list[RequestSpec]:
     numbers = np.arange(1000)
     rows = Rows(numbers, numbers, np.full(1000, 20), np.full(1000, 10))
-    return shape.specs(cut(rows, start, num_requests), 512, seed)
+    return specs_of(cut(rows, start, num_requests), shape, seed=seed)
 
 
 def test_max_tokens_is_what_the_window_leaves_or_less() -> None:
@@ -220,11 +225,11 @@ def test_options_out_of_range_are_named(bad: dict[str, Any]) -> None:
 
 def test_a_window_of_one_token_is_refused() -> None:
     with pytest.raises(WorkloadError, match="max_model_len is 1"):
-        Shape().specs(rows_of((0, 1, 1)), 1, 0)
+        specs_of(rows_of((0, 1, 1)), window=1)
 
 
 def test_describe() -> None:
-    specs = Shape().specs(rows_of((0, 10, 1), (10**9, 20, 2), (4 * 10**9, 30, 6)), 512, 0)
+    specs = specs_of(rows_of((0, 10, 1), (10**9, 20, 2), (4 * 10**9, 30, 6)))
     row = describe(specs, "three").loc["three"]
     assert row["num_requests"] == 3
     assert row["duration_s"] == 4
@@ -245,3 +250,76 @@ def test_describe_says_what_it_cannot_know() -> None:
     assert row["mean_prompt_tokens"] == 4
     with pytest.raises(WorkloadError, match="no requests"):
         describe([])
+
+
+LONG = ((0, 3000, 600), (10**9, 200, 100), (4 * 10**9, 800, 300))
+
+
+def figures_of(shape: Shape, window: int) -> dict[str, float]:
+    return dict(shape.prepare(rows_of(*LONG), window, 0, 3).figures)
+
+
+@pytest.mark.parametrize(
+    ("fit", "window", "changed", "too_long", "scale_", "tokens"),
+    [
+        ("none", 4096, 0, 0, 1.0, 5000),
+        ("none", 3000, 0, 1, 1.0, 1400),
+        ("none", 3500, 1, 0, 1.0, 4900),
+        ("clip", 3500, 1, 0, 1.0, 4900),
+        ("clip", 1000, 2, 0, 1.0, 2300),
+        ("scale", 1800, 3, 0, 0.5, 2500),
+    ],
+)
+def test_what_became_of_the_lengths(
+    fit: Any, window: int, changed: int, too_long: int, scale_: float, tokens: int
+) -> None:
+    assert figures_of(Shape(fit_lengths=fit, fit_quantile=1.0), window) == {
+        "offered_rate_per_s": 0.5,
+        "workload_num_available": 3,
+        "workload_scale": scale_,
+        "workload_changed_share": pytest.approx(changed / 3),
+        "workload_too_long_share": pytest.approx(too_long / 3),
+        "workload_token_share": pytest.approx(tokens / 5000),
+    }
+
+
+def test_a_limit_on_outputs_is_counted() -> None:
+    assert figures_of(Shape(max_tokens=200), 4096)["workload_token_share"] == pytest.approx(4500 / 5000)
+    assert figures_of(Shape(max_tokens=200), 4096)["workload_changed_share"] == pytest.approx(2 / 3)
+
+
+def test_lengths_as_they_are_need_no_line() -> None:
+    prepared = Shape().prepare(rows_of(*LONG), 4096, 0, 12_031)
+    assert prepared.notes == (
+        "workload: 3 of 12,031 requests, 0.5 requests/s offered, 1,333 prompt and 333 output tokens on "
+        "average",
+    )
+    assert prepared.warnings == ()
+
+
+def test_a_workload_that_lost_little_says_so_and_one_that_lost_much_is_a_warning() -> None:
+    little = Shape(fit_lengths="clip").prepare(rows_of(*LONG), 3500, 0, 3)
+    assert little.notes[1] == (
+        "lengths: of 3 requests 1 clipped: 98.0% of their tokens are served in a window of 3,500 "
+        "(limits.max_model_len)"
+    )
+    assert little.warnings == ()
+    much = Shape().prepare(rows_of(*LONG), 3000, 0, 3)
+    assert len(much.notes) == 1
+    assert much.warnings == (
+        "lengths: of 3 requests 1 with prompts that fill the window, to be rejected: 28.0% of their "
+        "tokens are served in a window of 3,000 (limits.max_model_len); the longest request has 3,600",
+    )
+    scaled = Shape(fit_lengths="scale", fit_quantile=0.5).prepare(rows_of(*LONG), 550, 0, 3)
+    assert "all scaled by 0.5, 1 clipped" in scaled.warnings[0]
+
+
+def test_a_trace_is_taken_whole_unless_a_limit_says_otherwise_and_then_it_is_said() -> None:
+    rows = rows_of(*((i, 1, 1) for i in range(300)))
+    assert len(cut(rows, 0, None)) == 300
+    assert len(cut(rows, 100, None)) == 200
+    assert cut(rows, 0, None).notes == cut(rows, 100, None, 200).notes == cut(rows, 0, 5, 240).notes == ()
+    limited = cut(rows, 0, None, 240)
+    assert len(limited) == 240
+    assert limited.notes == ("only the first 240 of 300 requests: workload.max_requests=null takes all",)
+    assert len(cut(rows, 0, 260, 240)) == 260
