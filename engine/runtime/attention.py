@@ -34,6 +34,7 @@ PASSED_THROUGH = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_router_logits",
+        "logits_to_keep",
         "sliding_window",  # the mask says it, for transformers' own attention too
     }
 )
@@ -139,7 +140,12 @@ def paged_attention(
         raise UnsupportedModelError(f"{name} does not know its layer_idx")
     context = module.attention_context
     assert isinstance(context, AttentionContext)
-    reach = context.reaches[layer] if context.reaches else reach_of(attention_mask)
+    if context.reaches:
+        if attention_mask is not None:  # none was built, see `no_mask`
+            raise UnsupportedModelError(f"{name} attends with a mask that the model makes of its own")
+        reach = context.reaches[layer]
+    else:
+        reach = reach_of(attention_mask)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     options = AttentionOptions(scale, reach.window, softcap=softcap, sinks=s_aux, chunk_size=reach.chunk)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))

@@ -2,8 +2,8 @@
 
 Three sequences go through the engine as it serves: packed into shared batches, in parts that continue a
 context, token by token, on a real pool whose blocks are in no order. Each of them, alone, also goes through
-the model with transformers' own eager attention. Both in float32, whatever the type of the weights, and
-before these are prepacked, so that they differ by rounding only.
+the model as `generate` would take it, with transformers' own eager attention and KV cache. Both in float32,
+whatever the type of the weights, and before these are prepacked, so that they differ by rounding only.
 
 What is compared: the logits of every token, if the model is small (`WHOLE_COST`). Of a large one, what comes
 out of the first decoder layers, as many as it takes to have one of each kind (kind: what is asked of
@@ -15,7 +15,7 @@ windows, chunks and the like, so that each is in force. Limits above `LONGEST_LI
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from pagedkv import KVLayout, Piece, ReferenceAttention, batch_order
 from torch import nn
+from transformers import DynamicCache
 
 from engine.runtime.attention import AttentionContext, implementation
 from engine.runtime.decoder import Decoder
@@ -63,7 +64,7 @@ def agree(module: nn.Module, context: AttentionContext) -> Decoder:
 def _agree(trial: Trial) -> Decoder:
     reasons = []
     with in_float32(trial.module, trial.unused):
-        expected = [trial.expected(tokens) for tokens in trial.sequences]
+        expected = [trial.expected_of_generate(tokens) for tokens in trial.sequences]
         for counts_seen in (False, True):
             decoder = Decoder(trial.module, trial.context, counts_seen=counts_seen)
             if decoder.counts_seen == counts_seen:
@@ -104,8 +105,23 @@ class Trial:
         ids = torch.tensor([tokens], device=_device(self.module))
         forward = partial(self.module, input_ids=ids, use_cache=False, **options)
         with implementation(self.module, "eager"):
-            out: torch.Tensor = forward().logits[0] if self.last is None else output_of(self.last, forward)
-            return out
+            return self._output(forward)
+
+    def expected_of_generate(self, tokens: Sequence[int]) -> torch.Tensor:
+        """The same as `generate` computes it: a prompt, then two tokens, with transformers' own KV cache."""
+        name = Decoder(self.module, self.context).cache_name
+        if name is None:
+            return self.expected(tokens)
+        ids = torch.tensor([tokens], device=_device(self.module))
+        cache = {name: DynamicCache(config=self.module.config), "use_cache": True}
+        with implementation(self.module, "eager"):
+            parts = ids.split([len(tokens) - 2, 1, 1], dim=1)
+            return torch.cat([self._output(partial(self.module, input_ids=part, **cache)) for part in parts])
+
+    def _output(self, forward: Callable[[], Any]) -> torch.Tensor:
+        """Of a forward pass, what is compared."""
+        out: torch.Tensor = forward().logits[0] if self.last is None else output_of(self.last, forward)
+        return out
 
     def failure(self, decoder: Decoder, expected: Sequence[torch.Tensor]) -> str | None:
         """Why the model is not served right in this way; None if it is."""

@@ -28,8 +28,8 @@ class Decoder:
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self._takes_positions = takes_any or "position_ids" in parameters
         self._keeps_logits = "logits_to_keep" in parameters
-        self._cache_name = next((n for n in ("cache", "past_key_values") if n in parameters), None)
-        self.counts_seen = counts_seen and self._cache_name is not None
+        self.cache_name = next((n for n in ("cache", "past_key_values") if n in parameters), None)
+        self.counts_seen = counts_seen and self.cache_name is not None
 
     def logits(
         self,
@@ -49,8 +49,8 @@ class Decoder:
         if self._takes_positions:
             options["position_ids"] = positions[None]
         if self.counts_seen:
-            assert self._cache_name is not None
-            options[self._cache_name] = SeenTokens(positions)
+            assert self.cache_name is not None
+            options[self.cache_name] = SeenTokens(positions)
         with self.context.attending(attend):
             output = self.module(
                 input_ids=torch.tensor([token_ids], device=device), use_cache=False, **options

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from engine.core.errors import UserError
 from engine.runtime.attention import AttentionContext, install
 from engine.runtime.check import agree
+from engine.runtime.checkpoint import in_one_line, read_checkpoint
 from engine.runtime.decoder import Decoder
 from engine.runtime.linear import PackedLinear, Packing, pack_linears
 from engine.runtime.look import AttentionShape, look
@@ -53,26 +55,11 @@ def load_checkpoint(
     """Load a checkpoint directory: config.json and safetensors, as `save_pretrained` writes them.
 
     Raises:
-        UserError: there is no such directory, or config or weights are not in it.
-        ValueError: weights that the model needs are missing from the files.
+        UserError: see `read_checkpoint`; the dtype is not known; there is no such device.
+        UnsupportedModelError: see `prepare`.
     """
-    directory = Path(path)
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{directory}: no config.json here; name a transformers checkpoint directory")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(
-            f"{directory}: a checkpoint directory without weights (no *.safetensors). Put the weights there, "
-            "or choose a model with random ones, such as model=tiny_llama"
-        )
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=_dtype(dtype), local_files_only=True, output_loading_info=True
-    )
-    module, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise UserError(
-            f"{directory}: {len(missing)} weights are missing from the checkpoint, such as {missing[0]}"
-        )
+    check_device(device)
+    module = read_checkpoint(Path(path), _dtype(dtype))
     return prepare(module, device, prepack=prepack)
 
 
@@ -89,18 +76,58 @@ def load_dummy(
     arguments.
 
     Raises:
-        ValueError: transformers has no such config class, or the dtype is not known.
+        UserError: transformers has no such config class, or it does not know these arguments or cannot build
+            a model of them; the dtype is not known; there is no such device.
+        UnsupportedModelError: see `prepare`.
     """
+    check_device(device)
     config_class = getattr(transformers, architecture, None)
     if not (isinstance(config_class, type) and issubclass(config_class, transformers.PreTrainedConfig)):
         raise UserError(f"architecture {architecture!r}: transformers has no config class of this name")
     # transformers draws initial weights from the global generator; fork_rng gives it back as it was.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config_class(**config), dtype=_dtype(dtype)
-        )
+        module = _build(_config(config_class, config), _dtype(dtype))
     return prepare(module, device, prepack=prepack)
+
+
+def _config(config_class: type[PreTrainedConfig], arguments: Mapping[str, Any]) -> PreTrainedConfig:
+    """A transformers config; it would keep a key that it does not know as an attribute that nobody reads."""
+    try:
+        config = config_class(**arguments)
+    except Exception as error:  # whatever its validators raise, it is about these arguments
+        raise UserError(f"model.config: {config_class.__name__}: {in_one_line(error)}") from error
+    known = (
+        {f.name for f in fields(config_class)} | set(config_class.attribute_map) | set(vars(config_class()))
+    )
+    for name in sorted(set(arguments) & set(vars(config)) - known):
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it knows {', '.join(sorted(known))}"
+        raise UserError(f"model.config.{name}: {config_class.__name__} knows no such key; {hint}")
+    return config
+
+
+def _build(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
+    try:
+        module: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model.config: no model can be built of this {type(config).__name__}: {in_one_line(error)}"
+        ) from error
+    return module
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, before anything is loaded."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # a torch without CUDA fails an assertion
+        reason = in_one_line(error).split(". ")[0][:200]
+        raise UserError(
+            f"model.device={device}: not usable here ({reason}). Choose model.device=cpu"
+        ) from error
 
 
 def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> LoadedModel:

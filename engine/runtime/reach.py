@@ -60,7 +60,7 @@ class Reach:
         return seen
 
 
-def describing_mask(*, mask_function: MaskFunction, q_length: int, **options: Any) -> torch.Tensor:
+def describing_mask(*, mask_function: MaskFunction, q_length: int, **options: Any) -> torch.Tensor | None:
     """The mask that eager attention adds to its scores, `(1, 1, q_length, q_length)`, with its `reach`.
 
     Registered as a mask function of transformers while a model is being looked at. The size of a window or a
@@ -70,8 +70,10 @@ def describing_mask(*, mask_function: MaskFunction, q_length: int, **options: An
     """
     options["allow_is_causal_skip"] = False
     mask: Any = eager_mask(mask_function=mask_function, q_length=q_length, **options)
+    if mask is None:  # sees everything, before and after
+        return None
     try:
-        mask.reach = _reach_of_function(mask_function, q_length, options.get("local_size"))
+        mask.reach = _reach_of_function(mask_function, q_length, options.get("local_size"), mask.device)
     except UnsupportedModelError as error:
         mask.reach = error
     return mask  # type: ignore[no-any-return]
@@ -93,12 +95,14 @@ def reach_of(mask: torch.Tensor | None) -> Reach:
     return _reach_of_values(mask)
 
 
-def _reach_of_function(function: MaskFunction, num_tokens: int, size: int | None) -> Reach:
+def _reach_of_function(
+    function: MaskFunction, num_tokens: int, size: int | None, device: torch.device
+) -> Reach:
     last = max(num_tokens, 3 * (size or 0) + 2)
     edges = [0, 1, *(0 if size is None else n * size + d for n in (1, 2, 3) for d in (-1, 0, 1)), last - 1]
-    queries = torch.tensor(sorted({q for q in edges if 0 <= q < last} | set(range(min(num_tokens, 64)))))
-    slots = torch.arange(last)
-    zero = torch.zeros((), dtype=torch.long)
+    some = sorted({q for q in edges if 0 <= q < last} | set(range(min(num_tokens, 64))))
+    queries, slots = torch.tensor(some, device=device), torch.arange(last, device=device)
+    zero = torch.zeros((), dtype=torch.long, device=device)
     try:
         seen = function(zero, zero, queries[:, None], slots[None, :])
     except IndexError as error:
@@ -114,9 +118,9 @@ def _reach_of_values(mask: torch.Tensor) -> Reach:
     hidden = seen.logical_not() if rows.dtype == torch.bool else rows <= torch.finfo(rows.dtype).min / 2
     if not bool((seen | hidden).all()) or not bool((seen == seen[:1]).all()):
         raise UnsupportedModelError("its mask carries a bias, or differs from head to head")
-    positions = torch.arange(seen.shape[-1])
+    positions = torch.arange(seen.shape[-1], device=mask.device)
     size = int(seen[0].sum(dim=-1).max())
-    return _fit(positions[:, None], positions[None, :], seen[0].cpu(), _candidates(size))
+    return _fit(positions[:, None], positions[None, :], seen[0], _candidates(size))
 
 
 def _candidates(size: int | None) -> Iterator[Reach]:

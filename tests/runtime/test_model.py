@@ -7,15 +7,14 @@ import torch
 import transformers
 from torch import nn
 
-from engine.core.errors import UserError
 from engine.runtime import linear
 from engine.runtime.attention import AttentionContext, paged_attention
 from engine.runtime.backend import TorchBackend
 from engine.runtime.linear import PackedLinear, compute_dtype_on_cpu, pack_linears
-from engine.runtime.model import load_checkpoint, load_dummy, prepare
+from engine.runtime.model import load_dummy, prepare
 from engine.runtime.profiling import largest_step, peak_bytes
 from engine.runtime.reach import UnsupportedModelError
-from tests.runtime.support import CONFIGS, LIMITS, SMALL, build, generate, load, prompts, request, run
+from tests.runtime.support import CONFIGS, LIMITS, SMALL, build, load, prompts, request, run
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
@@ -125,27 +124,6 @@ def test_random_weights_come_from_the_seed_and_leave_the_global_stream_alone():
     first, same, other = (model.module.lm_head.weight for model in models)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
-
-
-def test_a_checkpoint_directory_is_served(tmp_path):
-    plain = build("llama")
-    plain.save_pretrained(tmp_path)
-    prompt = prompts((9,))[0]
-    recorder = run(load_checkpoint(tmp_path), [request("a", prompt, 6)])
-    assert recorder.tokens["a", 0] == generate(plain, prompt, 6)
-
-
-def test_checkpoint_directories_that_lack_something(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere: no config\.json here"):
-        load_checkpoint(tmp_path / "nowhere")
-    model = build("llama")
-    model.config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=f"{tmp_path}: a checkpoint directory without weights"):
-        load_checkpoint(tmp_path)
-    weights = {name: x for name, x in model.state_dict().items() if "layers.1.mlp" not in name}
-    model.save_pretrained(tmp_path, state_dict=weights)
-    with pytest.raises(ValueError, match=r"3 weights are missing .* such as model.layers.1.mlp"):
-        load_checkpoint(tmp_path)
 
 
 def test_names_that_are_not_known():

@@ -1,0 +1,116 @@
+"""A tiny model of any decoder that transformers knows: its own configuration, with every size shrunk.
+
+What a configuration says of the architecture stays as it is; sizes become small, limits (windows, chunks)
+small enough to be in force on sequences of 40 tokens, and weights loud, so that a wrong mask or position
+changes the tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCAB_SIZE = 101
+NUM_LAYERS = 4
+MAX_POSITIONS = 128
+WEIGHT_STD = 0.3
+
+SIZES: tuple[tuple[str, int | float | bool], ...] = (
+    (r"vocab_size(_per_layer_input)?|.*_vocab_size", VOCAB_SIZE),
+    (r"pad_token_id", 0),
+    (r"bos_token_id|decoder_start_token_id", 1),
+    (r".*_token_(id|index)", 2),
+    (r"(num_(hidden_|decoder_|encoder_)?layers|n_layers?|(de|en)coder_layers|max_window_layers)", NUM_LAYERS),
+    (r"max_(position_embeddings|seq_len|target_positions)|n_positions|n_ctx|model_max_length", MAX_POSITIONS),
+    (r"use_sliding_window|is_decoder", True),
+    (r"(sliding_|attention_|local_attention_|keep_)?window(_size|_len)?|sliding_window_size", 8),
+    (r"local_attention|floor_scale|log_scaling_n_floor|index_topk", 8),
+    (r"attention_chunk_size", 16),
+    (r"index_block_size", 4),
+    (r"index_topk_blocks", 2),
+    (r"attn_scale", 1.0),
+    (r"(swa_|global_)?(num_attention_heads|n_heads?|num_heads|attention_heads)", 4),
+    (r"(de|en)coder_attention_heads|index_n_heads", 4),
+    (r"(swa_|global_|num_global_)?(num_)?(key_value|kv)_heads|num_query_groups|n_kv_heads", 2),
+    (r"(swa_|global_)?(head_dim|kv_channels|attention_head_dim|dim_head|v_head_dim|d_head)", 8),
+    (r"qk_(nope|rope|head)_.*dim|qk_head_dim|rotary_dim|attention_head_size|index_head_dim", 8),
+    (r"(q|kv|o)_lora_rank", 16),
+    (r"hidden_size|d_model|n_embd|embed_dim|dim|emb_dim|word_embed_proj_dim|lru_width|embedding_size", 32),
+    (r".*(intermediate|ffn|ffw|feed_forward).*(size|dim|hidden)|dff|dim_ff|d_inner", 48),
+    (r"(num|n)_(local_|routed_)?experts|moe_num_experts", 4),
+    (r"num_experts_per_tok(en)?|moe_topk|moe_k", 2),
+    (r"n_group|topk_group|num_expert_group|n_shared_experts|num_shared_experts", 1),
+    (r"first_k_dense_replace|num_dense_layers|n_groups", 1),
+)
+"""Names of sizes, whole, and what they become."""
+
+OPTIONAL = ("sliding_window", "head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok")
+"""Sizes that are set where a configuration leaves them open; others stay open."""
+
+BY_HAND: dict[str, dict[str, Any]] = {
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
+    "dots3_note": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "lfm2_moe": {"layer_types": ["full_attention"] * 4},
+    "longcat_flash": {"head_dim": 16},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "zaya": {"num_experts_per_tok": 1},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+}
+"""What a few of them need beyond that, because sizes must fit each other."""
+
+
+def architectures() -> list[str]:
+    """Every model type of which the installed transformers has a causal language model."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def tiny_config(model_type: str) -> Any:
+    """The configuration of a model type, shrunk."""
+    config_class = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])
+    return config_class(**(_shrunk(config_class()) | BY_HAND.get(model_type, {})))
+
+
+def build(config: Any, seed: int = 0) -> Any:
+    """A causal language model in float32, in inference mode, with random weights that speak up."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            _make_loud(parameter)
+    return model
+
+
+def _shrunk(config: Any) -> dict[str, Any]:
+    """Arguments for the class of a configuration; its parts are shrunk likewise."""
+    parts = {name: part for name, part in vars(config).items() if isinstance(part, transformers.PreTrainedConfig)}
+    arguments: dict[str, Any] = {name: type(part)(**_shrunk(part)).to_dict() for name, part in parts.items()}
+    arguments |= dict(_sizes(config.to_dict()))
+    return arguments
+
+
+def _sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), None)
+        is_size = type(value) in (int, float, bool) or (value is None and name in OPTIONAL)
+        is_off = value == 0 and type(value) is int and name != "sliding_window"  # 0 experts: none, not few
+        if size is not None and is_size and not is_off:
+            yield name, size
+
+
+def _make_loud(parameter: nn.Parameter) -> None:
+    with torch.no_grad():
+        if parameter.ndim == 1 and not parameter.any():
+            nn.init.normal_(parameter, std=WEIGHT_STD)
+        elif parameter.ndim >= 2 and 0 < float(parameter.std()) < WEIGHT_STD / 3:
+            parameter.mul_(WEIGHT_STD / float(parameter.std()))
