@@ -1,8 +1,7 @@
 """A tiny model of any decoder that transformers knows: its own configuration, with every size shrunk.
 
 What a configuration says of the architecture stays as it is; sizes become small, limits (windows, chunks)
-small enough to be in force on sequences of 40 tokens, and weights loud, so that a wrong mask or position
-changes the tokens.
+small enough to be in force on sequences of 40 tokens.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 VOCAB_SIZE = 101
 NUM_LAYERS = 4
 MAX_POSITIONS = 128
-WEIGHT_STD = 0.3
 
 SIZES: tuple[tuple[str, int | float | bool], ...] = (
     (r"vocab_size(_per_layer_input)?|.*_vocab_size", VOCAB_SIZE),
@@ -54,18 +52,20 @@ SIZES: tuple[tuple[str, int | float | bool], ...] = (
 OPTIONAL = ("sliding_window", "head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok")
 """Sizes that are set where a configuration leaves them open; others stay open."""
 
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 BY_HAND: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"] * 2},
-    "dots3_note": {"num_key_value_heads": 4},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "reformer": {"axial_pos_embds": False},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "lfm2_moe": {"layer_types": ["full_attention"] * 4},
-    "longcat_flash": {"head_dim": 16},
+    "lfm2_moe": {"layer_types": ["full_attention"] * NUM_LAYERS},
     "mamba2": {"num_heads": 8, "head_dim": 8},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * (NUM_LAYERS // 2)},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * (NUM_LAYERS // 2)},
     "zaya": {"num_experts_per_tok": 1},
-    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
 }
 """What a few of them need beyond that, because sizes must fit each other."""
 
@@ -76,24 +76,33 @@ def architectures() -> list[str]:
 
 
 def tiny_config(model_type: str) -> Any:
-    """The configuration of a model type, shrunk."""
-    config_class = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])
-    return config_class(**(_shrunk(config_class()) | BY_HAND.get(model_type, {})))
+    """The configuration of a model type, shrunk, with every kind of layer that it has by default."""
+    config_class = CONFIG_MAPPING[model_type]
+    default = config_class()
+    arguments = _shrunk(default) | BY_HAND.get(model_type, {})
+    config = config_class(**arguments)
+    kinds = getattr(config, "layer_types", None)
+    absent = sorted(set(getattr(default, "layer_types", None) or ()) - set(kinds or ()))
+    if kinds and absent and model_type not in BY_HAND:
+        config = config_class(**arguments | {"layer_types": [*kinds[: -len(absent)], *absent]})
+    return config
 
 
-def build(config: Any, seed: int = 0) -> Any:
-    """A causal language model in float32, in inference mode, with random weights that speak up."""
+def build(config: Any, weight_std: float, seed: int = 0) -> Any:
+    """A causal language model in float32, in inference mode, with random weights of this spread."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         for parameter in model.parameters():
-            _make_loud(parameter)
-    return model
+            _spread(parameter, weight_std)
+    return model.eval()
 
 
 def _shrunk(config: Any) -> dict[str, Any]:
     """Arguments for the class of a configuration; its parts are shrunk likewise."""
-    parts = {name: part for name, part in vars(config).items() if isinstance(part, transformers.PreTrainedConfig)}
+    parts = {
+        name: part for name, part in vars(config).items() if isinstance(part, transformers.PreTrainedConfig)
+    }
     arguments: dict[str, Any] = {name: type(part)(**_shrunk(part)).to_dict() for name, part in parts.items()}
     arguments |= dict(_sizes(config.to_dict()))
     return arguments
@@ -108,9 +117,10 @@ def _sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, size
 
 
-def _make_loud(parameter: nn.Parameter) -> None:
+def _spread(parameter: nn.Parameter, std: float) -> None:
+    """Random weights, and biases that start as zeros; norms, which start as ones, stay."""
     with torch.no_grad():
         if parameter.ndim == 1 and not parameter.any():
-            nn.init.normal_(parameter, std=WEIGHT_STD)
-        elif parameter.ndim >= 2 and 0 < float(parameter.std()) < WEIGHT_STD / 3:
-            parameter.mul_(WEIGHT_STD / float(parameter.std()))
+            nn.init.normal_(parameter, std=std)
+        elif parameter.ndim >= 2 and float(parameter.std()) > 0:
+            parameter.mul_(std / float(parameter.std()))

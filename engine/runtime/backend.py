@@ -59,6 +59,8 @@ class TorchBackend:
             raise UserError(
                 f"max_model_len is {limits.max_model_len}, {model.name} knows {model.max_positions} positions"
             )
+        if num_threads is not None and num_threads < 1:
+            raise UserError(f"num_threads is {num_threads}: give 1 or more, or null for torch's choice")
         self.model = model
         self.limits = limits
         shape = model.attention_shape

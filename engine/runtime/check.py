@@ -29,14 +29,19 @@ from engine.runtime.attention import AttentionContext, implementation
 from engine.runtime.decoder import Decoder
 from engine.runtime.look import Look, look
 from engine.runtime.reach import UnsupportedModelError
-from engine.runtime.reduced import decoder_layers, in_float32, limits_of, lowered_limits, output_of
+from engine.runtime.reduced import (
+    decoder_layers,
+    in_float32,
+    length,
+    lowered_limits,
+    num_layers_of_all_kinds,
+    output_of,
+)
 
 WHOLE_COST = 2e10
 """Weights times tokens up to which the whole model runs: about half a second on 2 cores."""
 LONGEST_LIMIT = 64
 LOWERED_LIMIT = 24
-MAX_TOKENS = 4096
-"""Of the longest sequence; a limit that cannot be lowered and needs more is not checked but refused."""
 TOLERANCE = 1e-4
 """Of a difference, relative to the largest value of the sequence."""
 BLOCK_SIZE = 8
@@ -91,13 +96,15 @@ class Trial:
     @classmethod
     def of(cls, module: nn.Module, context: AttentionContext, seen: Look) -> Trial:
         """As many tokens as the limits ask for, as many layers as their kinds ask for."""
-        length = _length(module, seen)
-        sequences = tuple(_tokens(module, seed, n) for seed, n in enumerate((length, length // 2 + 3, 6)))
+        num_tokens = length(module.config, seen.options)
+        sequences = tuple(
+            _tokens(module, seed, n) for seed, n in enumerate((num_tokens, num_tokens // 2 + 3, 6))
+        )
         layers = decoder_layers(module, seen.shape.num_layers)
         cost = sum(p.numel() for p in module.parameters()) * sum(map(len, sequences))
         if layers is None or cost <= WHOLE_COST:
             return cls(module, context, seen, sequences, None, ())
-        num_layers = _num_layers_of_all_kinds(module, seen)
+        num_layers = num_layers_of_all_kinds(module.config, seen.options)
         return cls(module, context, seen, sequences, layers[num_layers - 1], tuple(layers[num_layers:]))
 
     def expected(self, tokens: Sequence[int], **options: torch.Tensor) -> torch.Tensor:
@@ -113,9 +120,10 @@ class Trial:
         if name is None:
             return self.expected(tokens)
         ids = torch.tensor([tokens], device=_device(self.module))
-        cache = {name: DynamicCache(config=self.module.config), "use_cache": True}
+        config: Any = self.module.config
+        cache = {name: DynamicCache(config=config), "use_cache": True}
         with implementation(self.module, "eager"):
-            parts = ids.split([len(tokens) - 2, 1, 1], dim=1)
+            parts = torch.split(ids, [len(tokens) - 2, 1, 1], dim=1)
             return torch.cat([self._output(partial(self.module, input_ids=part, **cache)) for part in parts])
 
     def _output(self, forward: Callable[[], Any]) -> torch.Tensor:
@@ -130,7 +138,7 @@ class Trial:
             return None
         whole = self._compare(decoder, expected, [[(0, 0, len(self.sequences[0]))]])
         if whole is not None:
-            return f"one sequence alone, in one piece, is not served right: {whole}"
+            return f"one sequence alone, in one piece, is not served right: {whole}{self._on_origin()}"
         parts = self._compare(decoder, expected, _in_parts(self.sequences))
         words = f"in parts: {parts}"
         if parts is None:
@@ -187,18 +195,29 @@ class Trial:
     def _what(self) -> str:
         return "logits" if self.last is None else "hidden states"
 
+    def _on_origin(self) -> str:
+        """Said of a model that is not even right from position 0 on: whether it has another origin."""
+        tokens = self.sequences[-1]
+        plain = self.expected(tokens)
+        from_0 = torch.arange(len(tokens), device=_device(self.module))
+        told = self._expected_at(from_0, plain)
+        return "" if differs(told, plain, plain) is None else " (the model's own positions do not start at 0)"
+
     def _on_positions(self) -> str:
         """Said of a model that is right from position 0 on only: whether it takes notice of position_ids."""
         tokens = self.sequences[-1]
         apart = torch.arange(0, 2 * len(tokens), 2, device=_device(self.module))
         plain = self.expected(tokens)
-        try:
-            moved = self.expected(tokens, position_ids=apart[None])
-        except Exception:  # it does not take them at all, or cannot look them up
-            moved = plain
-        if differs(moved, plain, plain) is None:
+        if differs(self._expected_at(apart, plain), plain, plain) is None:
             return " (the model takes no notice of position_ids: it counts positions over the batch)"
         return ""
+
+    def _expected_at(self, positions: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+        """What the model makes of the shortest sequence at these positions; `otherwise` if it takes none."""
+        try:
+            return self.expected(self.sequences[-1], position_ids=positions[None])
+        except Exception:  # it has no such argument, or no such position
+            return otherwise
 
 
 def differs(found: torch.Tensor, expected: torch.Tensor, all_expected: torch.Tensor) -> str | None:
@@ -234,28 +253,6 @@ def _packed(sequences: Sequence[Sequence[int]]) -> list[list[Part]]:
 def _in_parts(sequences: Sequence[Sequence[int]]) -> list[list[Part]]:
     """The first of them as in the packed steps, without the others."""
     return [[part for part in step if part[0] == 0] for step in _packed(sequences)]
-
-
-def _length(module: nn.Module, seen: Look) -> int:
-    """Tokens of the longest sequence: twice the longest limit and some."""
-    config: Any = module.config.get_text_config()  # type: ignore[union-attr, operator]
-    limits = [limit for o in seen.options for limit in (o.sliding_window, o.chunk_size) if limit is not None]
-    length = max(28, 2 * max([*limits, *limits_of(config)], default=0) + 9)
-    length = min(length, getattr(config, "max_position_embeddings", None) or length)
-    if length > MAX_TOKENS:
-        raise UnsupportedModelError(f"to check it would take {length} tokens: its limits cannot be lowered")
-    return length
-
-
-def _num_layers_of_all_kinds(module: nn.Module, seen: Look) -> int:
-    """The fewest first layers that have one of each kind."""
-    config: Any = module.config.get_text_config()  # type: ignore[union-attr, operator]
-    types = getattr(config, "layer_types", None) or [None] * len(seen.options)
-    kinds = [
-        (kind, o.sliding_window, o.chunk_size, o.scaling, o.softcap, o.sinks is None)
-        for kind, o in zip(types, seen.options, strict=False)
-    ]
-    return max(kinds.index(kind) for kind in set(kinds)) + 1
 
 
 def _tokens(module: Any, seed: int, num_tokens: int) -> list[int]:

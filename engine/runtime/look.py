@@ -80,7 +80,8 @@ def look(module: nn.Module, context: AttentionContext, num_tokens: int = 2) -> L
     if [layer for layer, _, _ in looker.calls] != expected:
         raise UnsupportedModelError(
             f"{len(looker.calls)} calls for {len(expected)} layers came through the attention interface of "
-            "transformers, not one each in order. Choose a decoder that follows the interface (Llama, Qwen, Mistral, Gemma, OPT, GPT-2, ...)"
+            "transformers, not one each in order. Choose a decoder that follows the interface "
+            "(Llama, Qwen, Mistral, Gemma, OPT, GPT-2, ...)"
         )
     shapes = {shape for _, shape, _ in looker.calls}
     query, key, value = next(iter(shapes))

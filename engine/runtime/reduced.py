@@ -8,9 +8,25 @@ from itertools import chain
 from typing import Any
 
 import torch
+from pagedkv import AttentionOptions
 from torch import nn
 
-LIMIT_NAMES = ("window", "chunk_size", "floor_scale", "compress", "block_size", "local_attention")
+from engine.runtime.reach import UnsupportedModelError
+
+MIN_TOKENS = 28
+MAX_TOKENS = 4096
+"""Of the longest sequence of a check."""
+
+LIMIT_NAMES = (
+    "window",
+    "chunk_size",
+    "floor",
+    "compress",
+    "block_size",
+    "index_topk",
+    "local_attention",
+    "extent",
+)
 """Parts of the names under which configs keep what a sequence must be longer than to show an effect."""
 
 
@@ -89,3 +105,28 @@ def output_of(layer: nn.Module, forward: Callable[[], object]) -> torch.Tensor:
         except _Reached as reached:
             return reached.value[0]
     raise AssertionError(f"{type(layer).__name__} did not run")
+
+
+def length(config: Any, options: Sequence[AttentionOptions]) -> int:
+    """Tokens of a sequence twice as long as the longest limit, and some; within the positions there are.
+
+    Raises:
+        UnsupportedModelError: that is too long to be tried.
+    """
+    config = config.get_text_config()
+    limits = [limit for o in options for limit in (o.sliding_window, o.chunk_size) if limit is not None]
+    num_tokens = max(MIN_TOKENS, 2 * max([*limits, *limits_of(config)], default=0) + 9)
+    num_tokens = min(num_tokens, getattr(config, "max_position_embeddings", None) or num_tokens)
+    if num_tokens > MAX_TOKENS:
+        raise UnsupportedModelError(f"a check would take {num_tokens} tokens: a limit cannot be lowered")
+    return num_tokens
+
+
+def num_layers_of_all_kinds(config: Any, options: Sequence[AttentionOptions]) -> int:
+    """The fewest first layers that have one of each kind: what attention is asked for, and the layer type."""
+    types = getattr(config.get_text_config(), "layer_types", None) or [None] * len(options)
+    kinds = [
+        (kind, o.sliding_window, o.chunk_size, o.scaling, o.softcap, o.sinks is None)
+        for kind, o in zip(types, options, strict=False)
+    ]
+    return max(kinds.index(kind) for kind in set(kinds)) + 1

@@ -73,10 +73,17 @@ def build(name, seed=3):
         model = transformers.AutoModelForCausalLM.from_config(
             getattr(transformers, architecture)(**config)
         ).eval()
-        for parameter in model.parameters():
-            if parameter.ndim == 1 and not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.3)
+        loud(model)
     return model
+
+
+def loud(model):
+    """Random biases, and weights of a spread at which a wrong mask or position changes the tokens."""
+    for parameter in model.requires_grad_(False).parameters():
+        if parameter.ndim == 1 and not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif parameter.ndim >= 2 and 0 < float(parameter.std()) < 0.1:
+            parameter.mul_(0.3 / float(parameter.std()))
 
 
 def load(name, prepack=True):

@@ -159,3 +159,8 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(device,
         ) as told:
             load()
         assert "\n" not in str(told.value)
+
+
+def test_a_number_of_threads_that_cannot_be():
+    with pytest.raises(UserError, match="num_threads is 0: give 1 or more, or null"):
+        run(load_dummy("LlamaConfig", SMALL), [], num_threads=0)
