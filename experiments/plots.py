@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from numpy.typing import NDArray
 
 from engine.telemetry.latency import latencies
+from engine.telemetry.memory import memory_states
 from engine.telemetry.runlog import RunLog
+from engine.telemetry.series import binned, lengths_ns
 from experiments.tables import label as metric_label
 
 Floats = NDArray[np.float64]
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999", "#000000")
 """Okabe and Ito (2008): told apart with any colour vision, and in print."""
-KV, WASTE, FREE = "#0072B2", "#E69F00", "#EEEEEE"
+KV, WRITTEN, WASTE, FREE = "#0072B2", "#56B4E9", "#E69F00", "#EEEEEE"
 GOOD, BAD = "#0072B2", "#D55E00"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -38,7 +41,11 @@ STYLE: dict[Any, Any] = {
 }
 DPI = 200
 MAX_POINTS = 600
-"""Points of a curve over time, about what print resolves; longer runs are averaged over as many stretches."""
+"""Points of a curve over time, about what print resolves; a longer run is averaged over as many stretches."""
+LEGEND_CHARACTERS = 95
+"""What fits beside one another above a figure, 6 for the line before each label."""
+SMALL = 0.25
+"""A pool that is never fuller than this is drawn to its peak, not to 100 %."""
 
 QUEUES = ("running", "waiting", "swapped")
 LATENCIES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2el_ms": "E2E latency"}
@@ -51,51 +58,60 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def memory_figure(log: RunLog) -> Figure:
-    """The device pool over time: slots that hold KV, waste in allocated blocks, free; below it the queues.
+    """The device pool over time, by what its slots are used for; below it the queues.
 
-    Ticks above the upper edge mark preemptions.
+    Ticks above the upper edge mark preemptions. In a long run a point is the mean over its stretch of time.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(6.6, 4.2), layout="constrained")
         pool, queues = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        times_s, states = _over_time(log)
-        _pool(pool, times_s, states)
+        states = binned(memory_states(log), MAX_POINTS)
+        _pool(pool, states)
         _preemptions(pool, log.steps)
         for name, color, style in zip(QUEUES, PALETTE, ("-", "--", ":"), strict=False):
             if states[f"num_{name}"].any():
-                queues.plot(times_s, states[f"num_{name}"], style, color=color, linewidth=1, label=name)
+                times_s, values = _steps(states, states[f"num_{name}"])
+                options: dict[str, Any] = {"linestyle": style, "color": color, "linewidth": 1, "label": name}
+                queues.step(times_s, values, where="post", **options)
         queues.set(xlabel="time (s)", ylabel="requests", ylim=(0, None))
+        queues.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         queues.grid(axis="y")
         queues.margins(x=0)
         for axes in (pool, queues):
-            if axes.get_legend_handles_labels()[0]:
-                axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        size = f"{log.capacity.num_blocks} blocks of {log.capacity.block_size} tokens"
-        figure.suptitle(f"KV pool of {size}, {log.world}", fontsize=9)
+            handles, labels = axes.get_legend_handles_labels()
+            if handles:  # from top to bottom, as the areas lie
+                axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        title = (
+            f"KV pool of {log.capacity.num_blocks:,} blocks of {log.capacity.block_size} tokens, {log.world}"
+        )
+        if len(states) == MAX_POINTS:
+            title += f", means of {lengths_ns(states)[0] / 1e9:.3g} s each"
+        figure.suptitle(title, fontsize=9)
         return figure
 
 
-def _over_time(log: RunLog) -> tuple[Floats, pd.DataFrame]:
-    slots = log.capacity.num_blocks * log.capacity.block_size
-    states = log.steps[["num_running", "num_waiting", "num_swapped"]].astype("float64")
-    free = log.steps["num_free_blocks"] * log.capacity.block_size
-    states["kv"] = log.steps["num_kv_tokens"] / slots
-    states["waste"] = (slots - free - log.steps["num_kv_tokens"]) / slots
-    times_s = log.steps["start_ns"] / 1e9
-    if len(states) > MAX_POINTS:
-        stretch = pd.cut(times_s, MAX_POINTS, labels=False)
-        states, times_s = states.groupby(stretch).mean(), times_s.groupby(stretch).mean()
-    return times_s.to_numpy(), states
+def _steps(states: pd.DataFrame, values: pd.Series) -> tuple[Floats, Floats]:
+    """The corners of a curve that keeps each value from begin_ns to until_ns, in s."""
+    times_ns = np.append(states["begin_ns"], states["until_ns"].tail(1))
+    return times_ns / 1e9, np.append(values, values.tail(1))
 
 
-def _pool(axes: Axes, times_s: Floats, states: pd.DataFrame) -> None:
-    used = states["kv"] + states["waste"]
-    options: dict[str, Any] = {"step": "post", "linewidth": 0}
-    axes.fill_between(times_s, used, 1, color=FREE, label="free", **options)
-    axes.fill_between(times_s, states["kv"], used, color=WASTE, label="allocated, empty", **options)
-    axes.fill_between(times_s, 0, states["kv"], color=KV, label="holds KV", **options)
-    axes.set(ylabel="share of the pool", ylim=(0, 1))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
+def _pool(axes: Axes, states: pd.DataFrame) -> None:
+    """Areas on top of one another; the upper edge of each is a curve."""
+    layers = {"holds KV": "U", "being written": "S", "allocated, empty": "W"}
+    top, upper = pd.Series(0.0, index=states.index), pd.Series(1.0, index=states.index)
+    areas = []
+    for (label, share), color in zip(layers.items(), (KV, WRITTEN, WASTE), strict=True):
+        areas.append((top, top + states[share], color, label))
+        top = top + states[share]
+    areas.append((top, upper, FREE, "free"))
+    for low, high, color, label in reversed(areas):
+        times_s, lows = _steps(states, low)
+        highs = _steps(states, high)[1]
+        axes.fill_between(times_s, lows, highs, step="post", linewidth=0, color=color, label=label)
+    peak = float(top.max()) if len(top) else 0.0
+    axes.set(ylabel="share of the pool", ylim=(0, 1.25 * peak if 0 < peak < SMALL else 1))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g} %"))
     axes.margins(x=0)
 
 
@@ -106,6 +122,7 @@ def _preemptions(axes: Axes, steps: pd.DataFrame) -> None:
             count = int(steps[f"num_{kind}_preemptions"].sum())
             label = f"preemptions by\n{kind}: {count}"
             marks: dict[str, Any] = {"markersize": 4, "markeredgewidth": 0.7, "clip_on": False}
+            marks["transform"] = axes.get_xaxis_transform()  # heights in units of the axis
             axes.plot(times_s, np.full(len(times_s), height), "|", color=color, label=label, **marks)
 
 
@@ -115,18 +132,27 @@ def latency_figure(requests: Mapping[str, pd.DataFrame]) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(6.6, 2.5), layout="constrained")
         for axes, (column, label) in zip(figure.subplots(1, 3, sharey=True), LATENCIES.items(), strict=True):
-            for (name, frame), color in zip(frames.items(), PALETTE, strict=False):
+            for (name, frame), (style, color) in zip(frames.items(), _line_looks(), strict=False):
                 values = np.sort(frame[column].dropna().to_numpy())
                 share = np.arange(1, len(values) + 1) / max(1, len(values))
-                axes.step(values, share, where="post", color=color, linewidth=1.2, label=name)
+                line: dict[str, Any] = {"color": color, "linestyle": style, "linewidth": 1.2}
+                axes.step(values, share, where="post", label=name, **line)
             _scale(axes, np.concatenate([frame[column].dropna() for frame in frames.values()]))
             axes.set(xlabel=f"{label} (ms)", ylim=(0, 1.01))
             axes.grid()
         figure.axes[0].set_ylabel("share of requests")
         if len(frames) > 1:
             handles, labels = figure.axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper center", ncols=len(frames))
+            num_fitting = max(1, LEGEND_CHARACTERS // (6 + max(map(len, labels))))
+            ncols = -(-len(labels) // -(-len(labels) // num_fitting))  # as few rows as it takes, equally full
+            figure.set_figheight(2.3 + 0.2 * -(-len(labels) // ncols))
+            figure.legend(handles, labels, loc="outside upper center", ncols=ncols)
         return figure
+
+
+def _line_looks() -> Iterator[tuple[str, str]]:
+    """Line styles and colours without end; of two neighbours that coincide, both still show."""
+    return zip(cycle(("-", "--", ":")), cycle(PALETTE), strict=False)
 
 
 def _scale(axes: Axes, values: Floats) -> None:
@@ -157,7 +183,7 @@ def comparison_figure(comparison: pd.DataFrame, metrics: Sequence[str]) -> Figur
         columns[0].invert_yaxis()
         finite = comparison[["error", "allowed"]].replace([np.inf, -np.inf], np.nan).abs()
         columns[0].set_xlim(*(np.array([-1.08, 1.08]) * np.nanmax(finite.to_numpy())))
-        figure.supxlabel("simulated / measured - 1", fontsize=9)
+        figure.supxlabel("simulated / measured - 1 (%)", fontsize=9)
         handles, labels = columns[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4)
         return figure
@@ -172,7 +198,7 @@ def _errors(axes: Axes, rows: pd.DataFrame) -> None:
     for mine, color, label in ((good, GOOD, "error"), (~good, BAD, "error, too large")):
         axes.plot(rows["error"][mine], height[mine], "o", color=color, markersize=4.5, label=label)
     axes.axvline(0, color="#444444", linewidth=0.8)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{error:+.0%}" if error else "0"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda error, _: f"{100 * error:+.3g}" if error else "0"))
     axes.xaxis.set_major_locator(MaxNLocator(5, prune="both"))
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -221,11 +247,12 @@ def _parts(
     """Mean predicted parts, stacked, for each kind of step; a mark at the measured mean."""
     means = parts_ms.loc[:, parts_ms.any()].groupby(kind).mean().loc[names]
     bottom = np.zeros(len(names))
-    for part, color in zip(means.columns, PALETTE, strict=False):
+    for part, color in zip(means.columns, cycle(PALETTE), strict=False):
         axes.bar(names, means[part], bottom=bottom, color=color, width=0.6, label=part)
         bottom += means[part].to_numpy()
     measured = [measured_ms[kind == name].mean() for name in names]
-    axes.plot(range(len(names)), measured, "_", color="black", markersize=34)
+    x = np.arange(len(names))
+    axes.hlines(measured, x - 0.4, x + 0.4, color="black", linewidth=1.2)
     axes.tick_params(axis="x", labelsize="small")
     axes.set(ylabel="mean step (ms)", ylim=(0, 1.15 * max(*bottom, *measured)))
     handles, labels = axes.get_legend_handles_labels()

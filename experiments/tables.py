@@ -26,8 +26,8 @@ SECTIONS = {
         "num_blocks_swapped_out", "recompute_tax", "swap_tax",
     ),
     "memory": (
-        "mean_block_usage", "mean_token_usage", "mean_reserved_share", "mean_internal_share",
-        "sharing_saving",
+        "mean_block_usage", "mean_token_usage", "mean_written_share", "mean_reserved_share",
+        "mean_internal_share", "mean_tail_waste_tokens", "sharing_saving",
     ),
 }  # fmt: skip
 """What the summary table shows, by the names of summary.json."""
@@ -39,6 +39,7 @@ UNITS = {
     "output_throughput": "tokens/s",
     "total_token_throughput": "tokens/s",
     "lost_tokens_per_preemption": "tokens",
+    "mean_tail_waste_tokens": "tokens",
 }
 SHARE_ENDINGS = ("_tax", "_share", "_usage", "_saving", "_attainment")
 STATISTICS = {"mean": "mean", "median": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "std": "std"}

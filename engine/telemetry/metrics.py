@@ -10,6 +10,7 @@ import pandas as pd
 from engine.telemetry.latency import distribution, inter_token_ms, latencies, meets
 from engine.telemetry.memory import memory_summary
 from engine.telemetry.runlog import RunLog
+from engine.telemetry.series import span_ns
 
 NS_PER_S = 1e9
 
@@ -26,21 +27,15 @@ def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[st
     `request_goodput`, the requests a second that meet all of them, and `slo_attainment`, their share of all
     requests that arrived.
     """
-    duration_ns = run_duration_ns(log)
+    first_ns, last_ns = span_ns(log)
+    duration_ns = float(last_ns - first_ns)
     return {
         **request_metrics(log.requests, duration_ns / NS_PER_S, slo_ms or {}),
         **latency_metrics(log.requests),
         **preemption_metrics(log),
         **step_metrics(log.steps, duration_ns),
-        **memory_summary(log, duration_ns),
+        **memory_summary(log),
     }
-
-
-def run_duration_ns(log: RunLog) -> float:
-    """From the first arrival to the end of the last step; 0 for a run without either."""
-    if not len(log.requests) or not len(log.steps):
-        return 0.0
-    return float(log.steps["end_ns"].max() - log.requests["arrival_ns"].min())
 
 
 def request_metrics(

@@ -15,6 +15,7 @@ import pandas as pd
 
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import Phase
+from engine.telemetry.series import time_series
 
 TraceEvent = dict[str, object]
 
@@ -30,7 +31,7 @@ COUNTERS = {
     "requests": ("num_running", "num_waiting", "num_swapped"),
     "free device blocks": ("num_free_blocks",),
     "free host blocks": ("num_free_host_blocks",),
-    "KV tokens": ("num_kv_tokens",),
+    "KV tokens": ("num_kv_tokens", "num_written_tokens"),
 }
 
 
@@ -45,7 +46,9 @@ def write_timeline(
         "requests": f"first {len(requests)} of {len(log.requests)}",
         "steps": f"first {len(steps)} of {len(log.steps)}",
     }
-    events = [*_names(), *_steps(steps), *_counters(steps), *_requests(requests, end_ns)]
+    series = time_series(log)
+    series = series[series["begin_ns"] <= end_ns]
+    events = [*_names(), *_steps(steps), *_counters(series), *_requests(requests, end_ns)]
     trace = {"displayTimeUnit": "ms", "otherData": other, "traceEvents": events}
     path.write_text(json.dumps(trace, separators=(",", ":")) + "\n", encoding="utf-8")
 
@@ -74,13 +77,14 @@ def _kind(step: dict[Hashable, int]) -> str:
     return "mixed" if step["num_decode_tokens"] else "prefill"
 
 
-def _counters(steps: pd.DataFrame) -> Iterator[TraceEvent]:
+def _counters(series: pd.DataFrame) -> Iterator[TraceEvent]:
+    """A value for each moment at which one changes."""
     for name, columns in COUNTERS.items():
         last: dict[Hashable, int] = {}
-        rows = zip(steps["start_ns"].tolist(), steps[list(columns)].to_dict("records"), strict=True)
-        for start_ns, values in rows:
+        rows = zip(series["begin_ns"].tolist(), series[list(columns)].to_dict("records"), strict=True)
+        for begin_ns, values in rows:
             if values != last:
-                yield _event("C", name, start_ns, args=values)
+                yield _event("C", name, begin_ns, args=values)
             last = values
 
 

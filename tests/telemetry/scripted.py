@@ -28,7 +28,8 @@ from engine.telemetry.schema import World
 
 MS = 1_000_000
 CAPACITY = Capacity(num_blocks=8, num_host_blocks=4, block_size=4)
-EMPTY = PoolState(1, 0, 0, 8, 4, 0)
+TAKEN = PoolState(1, 0, 0, 0, 4, 0)
+"""All blocks are allocated, whatever for."""
 
 
 class Script:
@@ -56,7 +57,7 @@ class Script:
         rejected: Sequence[Rejection] = (),
         finished: Sequence[tuple[str, int]] = (),
         events: Sequence[Event] = (),
-        after: PoolState = EMPTY,
+        after: PoolState = TAKEN,
         parts_ns: Mapping[str, float] | None = None,
         transfer_ms: int = 0,
         closed_ms: int | None = None,

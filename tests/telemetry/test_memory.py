@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from engine.core.plan import EventKind, PoolState, TableUpdate
-from engine.telemetry.memory import SHARES, held_ns, memory_states, memory_summary
+from engine.telemetry.memory import SHARES, memory_states, memory_summary
 from tests.telemetry.scripted import MS, Script, decode, ended, prefill, two_requests
 
 
 def test_states_of_each_step_worked_out_by_hand() -> None:
     states = memory_states(two_requests().log())
-    np.testing.assert_allclose(states["U"] * 32, [0, 5, 6, 13, 7, 0, 4])
-    np.testing.assert_allclose(states["R"] * 32, [8, 11, 2, 3, 1, 4, 4])
-    np.testing.assert_allclose(states["F"] * 32, [24, 16, 24, 16, 24, 28, 24])
+    np.testing.assert_allclose(states["U"] * 32, [0, 5, 6, 13, 7, 0, 4, 0])
+    np.testing.assert_allclose(states["S"] * 32, [5, 7, 1, 1, 1, 4, 4, 0])
+    np.testing.assert_allclose(states["R"] * 32, [3, 4, 1, 2, 0, 0, 0, 0])
+    np.testing.assert_allclose(states["F"] * 32, [24, 16, 24, 16, 24, 28, 24, 32])
     assert (states["I"] == 0).all()
     np.testing.assert_allclose(states[list(SHARES)].sum(axis=1), 1)
 
@@ -42,16 +43,15 @@ def test_slots_that_are_never_written_are_internal_from_the_moment_they_are_allo
         after=PoolState(1, 0, 0, 6, 4, 4),
     )
     states = memory_states(script.log())
-    np.testing.assert_allclose(states["I"] * 32, [0, 0, 3])
-    np.testing.assert_allclose(states["R"] * 32, [4, 1, 1])
+    np.testing.assert_allclose(states["I"] * 32, [0, 0, 3, 0])
+    np.testing.assert_allclose(states["R"] * 32, [1, 0, 0, 0])
 
 
 def test_averages_over_time_hold_a_state_until_the_next_step() -> None:
-    log = two_requests().log()
-    assert (held_ns(log) / MS).tolist() == [10, 10, 20, 10, 10, 20, 20]
-    summary = memory_summary(log, 100 * MS)
+    summary = memory_summary(two_requests().log())
     assert summary["mean_token_states_share"] == pytest.approx(450 / 3200)
-    assert summary["mean_tail_waste_share"] == pytest.approx(430 / 3200)
+    assert summary["mean_written_share"] == pytest.approx(320 / 3200)
+    assert summary["mean_tail_waste_share"] == pytest.approx(110 / 3200)
     assert summary["mean_block_usage"] == pytest.approx(880 / 3200)
     assert summary["max_block_usage"] == 0.5
     shares = [value for name, value in summary.items() if name.endswith("_share") and "waste" not in name]
@@ -72,9 +72,7 @@ def test_an_idle_gap_counts_as_an_empty_pool() -> None:
             finished=[(request_id, 0)],
             after=PoolState(1, 0, 0, 6, 4, 4),
         )
-    log = script.log()
-    assert (held_ns(log) / MS).tolist() == [10, 10]
-    summary = memory_summary(log, 100 * MS)
+    summary = memory_summary(script.log())
     assert summary["mean_token_usage"] == pytest.approx(0.2 * 4 / 32)
     assert summary["mean_free_share"] == pytest.approx(0.8 + 0.2 * 24 / 32)
 
@@ -100,11 +98,11 @@ def test_sharing_saves_what_tables_have_in_common() -> None:
         events=[ended("a", EventKind.FINISHED, 2)],
     )
     # One of 2 ms with 2 blocks in one table, one with 6 entries for 4 blocks.
-    assert memory_summary(script.log(), 2 * MS)["sharing_saving"] == pytest.approx(2 / 8)
+    assert memory_summary(script.log())["sharing_saving"] == pytest.approx(2 / 8)
 
 
 def test_a_log_that_contradicts_itself_is_refused() -> None:
     log = two_requests().log()
-    log.steps.loc[2, "num_kv_tokens"] = 9
-    with pytest.raises(ValueError, match="memory of step 2 does not add up"):
+    log.steps.loc[2, "num_kv_tokens"] = 8
+    with pytest.raises(ValueError, match=f"memory at {20 * MS} ns does not add up"):
         memory_states(replace(log))

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.telemetry.timeline import write_timeline
 from tests.telemetry.scripted import two_requests
+from tests.telemetry.test_series import with_gaps
 
 
 def trace(tmp_path: Path, **limits: int) -> dict[str, Any]:
@@ -48,8 +49,21 @@ def test_phases_preemptions_and_counters(tmp_path: Path) -> None:
     marks = [(event["name"], event["id"], event["ts"]) for event in events if event["ph"] == "n"]
     assert marks == [("preempted (swap)", "a", 20_000), ("preempted (recompute)", "b", 50_000)]
     free = [event["args"]["num_free_blocks"] for event in events if event["name"] == "free device blocks"]
-    assert free == [6, 4, 6, 4, 6, 7, 6]
+    assert free == [6, 4, 6, 4, 6, 7, 6, 8]
     assert Counter(event["ph"] for event in events)["M"] == 3
+
+
+def test_counters_drop_to_nothing_in_idle_gaps(tmp_path: Path) -> None:
+    path = tmp_path / "timeline.json"
+    write_timeline(with_gaps(), path)
+    counters: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    for event in json.loads(path.read_text())["traceEvents"]:
+        for name, value in event["args"].items() if event["ph"] == "C" else ():
+            counters.setdefault((event["name"], name), []).append((event["ts"] / 1000, value))
+    assert counters["requests", "num_running"] == [(0, 0), (1, 1), (13, 0), (90, 1), (100, 0)]
+    assert counters["free device blocks", "num_free_blocks"] == [(0, 8), (1, 0), (13, 8), (90, 0), (100, 8)]
+    held = [(0, 0), (1, 0), (10, 4), (13, 0), (90, 0), (95, 4), (100, 0)]
+    assert counters["KV tokens", "num_kv_tokens"] == held
 
 
 def test_a_long_run_is_cut_and_says_so(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from engine.core.policies.restore import Recompute, Swap
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
-from engine.telemetry.memory import memory_states
+from engine.telemetry.memory import SHARES, memory_states
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
@@ -170,7 +170,7 @@ def test_a_run_under_pressure_adds_up(restore: Restore) -> None:
     assert summary["sharing_saving"] == pytest.approx(0, abs=1e-12)
     assert (log.requests["phases"].map(lambda phases: phases[-1]) == "ended").all()
     states = memory_states(log)
-    np.testing.assert_allclose(states[["U", "R", "I", "E", "F", "K"]].sum(axis=1), 1)
+    np.testing.assert_allclose(states[list(SHARES)].sum(axis=1), 1)
     assert states["I"].max() > 0
     assert (
         log.steps["duration_ns"].sum() == log.steps[["part_tokens_ns", "part_overhead_ns"]].to_numpy().sum()
