@@ -104,15 +104,15 @@ def print_workload(console: Console, workload: Prepared) -> None:
         print_line(console, f"warning: {warning}", style="yellow")
 
 
-def print_fallbacks(console: Console, summary: Summary) -> None:
+def print_fallbacks(console: Console, summary: Summary, name: str = "") -> None:
     """How many preemptions did not do what the restore policy said."""
     num_fallbacks, num_preemptions = int(summary["num_fallbacks"]), int(summary["num_preemptions"])
     if num_fallbacks:
         text = (
-            f"warning: {num_fallbacks:,} of {num_preemptions:,} preemptions fell back from swap to "
+            f"{num_fallbacks:,} of {num_preemptions:,} preemptions fell back from swap to "
             "recompute, for want of host blocks: raise pool.num_host_blocks or pool.swap_space_bytes"
         )
-        print_line(console, text, style="yellow")
+        print_line(console, f"{name}: {text}" if name else text, style="yellow")
 
 
 def print_unserved(console: Console, log: RunLog, name: str = "") -> None:

@@ -44,6 +44,7 @@ from experiments.folders import in_own_folder
 from experiments.output import (
     JOURNAL,
     Wanted,
+    print_fallbacks,
     print_files,
     print_line,
     print_remark,
@@ -214,8 +215,9 @@ def main(config: DictConfig, directory: Path) -> None:
         console.print(comparison_table(comparison, name))
     console.print(winners_table(comparison))
     console.print(engine_table(trials, cost))
-    for trial in trials:
+    for trial, (summary, _) in zip(trials, written, strict=True):
         print_unserved(console, trial.outcome.log, trial.folder.name)
+        print_fallbacks(console, summary, trial.folder.name)
         print_remark(console, trial.outcome, trial.folder.name)
     print_files(console, directory, files + [path for _, paths in written for path in paths])
     console.print(

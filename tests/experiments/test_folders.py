@@ -12,7 +12,7 @@ from rich.console import Console
 
 from engine.telemetry.runlog import read_summary
 from experiments import run, validate
-from experiments.output import print_files, print_rejections
+from experiments.output import print_files, print_unserved
 from experiments.sweep import COLUMNS, sweep_table
 from experiments.tables import comparison_table, summary_table, winners_table
 from tests.experiments.cli import QUICK, Cli
@@ -151,7 +151,7 @@ def test_lines_are_printed_as_they_are() -> None:
     log = two_requests().log()
     log.requests["status"] = "rejected"
     log.requests["reason"] = "because [red] is too long"
-    print_rejections(console, log)
+    print_unserved(console, log)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert text.splitlines()[:2] == ["written to /somewhere/[bold]/else:", "  [red].json"]
     assert "because [red] is too long" in text

@@ -99,5 +99,5 @@ def test_swap_is_swap(cli: Cli) -> None:
     summary = read_summary(cli.directory)
     num_fallbacks, num_preemptions = int(summary["num_fallbacks"]), int(summary["num_preemptions"])
     assert num_fallbacks > 0
-    assert f"warning: {num_fallbacks} of {num_preemptions} preemptions fell back from swap to" in few.out
+    assert f"{num_fallbacks} of {num_preemptions} preemptions fell back from swap to" in few.out
     assert "pool.num_host_blocks" in few.out
