@@ -22,7 +22,7 @@ from engine.core.scheduler import Scheduler
 from experiments.trial import Trial, every_combination
 
 MakeScheduler = Callable[[Capacity, Limits, Policies], Scheduler]
-STEPS_PER_EPISODE = 200
+STEPS_PER_EPISODE = 150
 NAMES = [f"r{number}" for number in range(100)]
 """Ids, used again as soon as the end of the last bearer has been told."""
 STOPS = {FinishReason.STOP: 9, FinishReason.NOT_FINITE: 1}

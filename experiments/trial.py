@@ -11,7 +11,7 @@ from itertools import product
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.laws import LawBroken
 from engine.core.plan import ENDINGS, Event, StepPlan
-from engine.core.policies.admission import FirstChunk, FullPrompt, Watermark
+from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
 from engine.core.policies.base import (
     Admission,
     Batching,
@@ -46,6 +46,7 @@ def every_combination() -> list[Policies]:
         FirstChunk(),
         Watermark(fraction=0.1),
         Watermark(fraction=0.1, headroom_per_seq=3),
+        Padded(),
     ]
     batchings: list[Batching] = [Static(), PrefillFirst(), ArrivalFirstChunked(), DecodeFirst()]
     victims: list[Victim] = [LastAdmitted(), LowestPriority()]

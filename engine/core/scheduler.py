@@ -12,7 +12,7 @@ what time it is, what a token means, or whether the backend is real.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from engine.core.backend import Capacity
 from engine.core.errors import UserError
@@ -77,6 +77,11 @@ class Scheduler:
     def is_idle(self) -> bool:
         """No request is outstanding, and no event waits to be told."""
         return not (self.requests or self._events)
+
+    @property
+    def batch(self) -> Sequence[Request]:
+        """All that run."""
+        return self.running
 
     @property
     def is_busy(self) -> bool:

@@ -79,6 +79,11 @@ class Step:
         return self._scheduler.running
 
     @property
+    def batch(self) -> Sequence[Request]:
+        """All that run, those that entered in this step included."""
+        return [*self._scheduler.running, *self._entrants]
+
+    @property
     def is_busy(self) -> bool:
         """Some request runs, those that entered in this step included."""
         return bool(self._scheduler.running or self._entrants)

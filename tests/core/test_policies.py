@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.kv_cache import KVCache
-from engine.core.policies.admission import FirstChunk, FullPrompt, Watermark
+from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
 from engine.core.policies.base import Limits
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.order import NS_PER_S, Fcfs, Priority
@@ -20,6 +21,13 @@ from engine.core.request import Request
 
 def request(name: str = "a", arrival_ns: int = 0, num_prompt_tokens: int = 4, **rest: Any) -> Request:
     return Request(RequestSpec(name, arrival_ns, num_prompt_tokens, 8, **rest))
+
+
+def computed(num_tokens: int) -> Request:
+    """Entered with a prompt of 4 tokens, and has computed so many."""
+    one = request()
+    one.num_computed_tokens = num_tokens
+    return one
 
 
 @dataclass
@@ -35,15 +43,24 @@ class FakeState:
         self.kv = KVCache(Capacity(10, 0, 4))
         self.kv.device.allocate(self.num_taken)
 
+    @property
+    def batch(self) -> list[Request]:
+        return self.running
+
 
 class Log:
     """Verbs that only take note; each of the counts is set by the test."""
 
     def __init__(
-        self, num_swapped: int = 0, is_busy: bool = False, preempts: bool = False, admits: int = 0
+        self,
+        num_swapped: int = 0,
+        preempts: bool = False,
+        admits: int = 0,
+        running: Sequence[Request] = (),
     ) -> None:
+        self.running = running
         self.num_swapped = num_swapped
-        self.is_busy = is_busy
+        self.is_busy = bool(running)
         self.num_chunks = 0
         self.num_preemptions = 0
         self.verbs: list[str] = []
@@ -121,6 +138,25 @@ def test_the_watermark_of_full_prompt_is_asked_only_while_others_run(admission: 
     assert not admission.enter(one, 4, FakeState(num_taken=8, is_busy=True))
 
 
+def test_padded_counts_the_whole_batch_at_the_length_of_its_longest() -> None:
+    """The pool has 10 blocks of 4. Prompt 9 and 8 outputs: 17 tokens, of which 16 are computed."""
+    long, short = request("long", num_prompt_tokens=9), request("short", num_prompt_tokens=1)
+    pair = request("pair", num_prompt_tokens=5, n=2)
+    assert Padded().enter(long, 9, FakeState())
+    assert Padded().enter(long, 9, FakeState(running=[short])), "2 x 4 blocks"
+    assert Padded().enter(short, 1, FakeState(running=[long]))
+    assert not Padded().enter(short, 1, FakeState(running=[long, short])), "3 x 4 blocks"
+    assert Padded().enter(short, 1, FakeState(running=[short] * 4)), "5 x 2 blocks"
+    assert not Padded().enter(pair, 5, FakeState(running=[long])), "3 x 4 blocks"
+    cut = FakeState(running=[long, short], limits=Limits(8, 16, 13))
+    assert Padded().enter(short, 1, cut), "3 x 3 blocks: the window ends a sequence at 13 tokens"
+    assert Padded().never(request(num_prompt_tokens=33), FakeState()) is None
+    reason = str(Padded().never(request(num_prompt_tokens=34), FakeState()))
+    assert (
+        "34 tokens and max_tokens of 8 need 11 blocks of 4 for n = 1 sequences, and the pool has 10" in reason
+    )
+
+
 def test_watermark_keeps_a_share_free() -> None:
     admission = Watermark(fraction=0.25)
     one = request(num_prompt_tokens=8)
@@ -140,10 +176,12 @@ def test_watermark_must_be_a_share() -> None:
 @pytest.mark.parametrize(
     ("batching", "log", "verbs"),
     [
-        (Static(), Log(is_busy=True), ["continue", "resume"]),
-        (Static(), Log(is_busy=True, preempts=True), ["continue"]),
-        (Static(), Log(num_swapped=1), ["continue", "resume"]),
-        (Static(), Log(), ["continue", "resume", "admit"]),
+        (Static(), Log(), ["admit", "continue", "resume"]),
+        (Static(), Log(admits=1), ["admit"]),
+        (Static(), Log(running=[computed(4)], admits=1), ["admit"]),
+        (Static(), Log(running=[computed(4), computed(5)], admits=1), ["continue", "resume"]),
+        (Static(), Log(running=[computed(5)], preempts=True), ["continue"]),
+        (Static(), Log(num_swapped=1, admits=1), ["continue", "resume"]),
         (PrefillFirst(), Log(admits=1), ["admit"]),
         (PrefillFirst(), Log(), ["admit", "continue", "resume"]),
         (PrefillFirst(), Log(num_swapped=1, admits=1), ["continue", "resume"]),

@@ -9,7 +9,7 @@ import pytest
 from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
 from engine.core.plan import EventKind
-from engine.core.policies.admission import FirstChunk, FullPrompt, Watermark
+from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
 from engine.core.policies.base import Limits
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.reservation import WholePrompt
@@ -47,7 +47,7 @@ CASES: dict[str, tuple[RequestSpec, dict[str, Any], str]] = {
 }
 WINDOW_OF_20 = Limits(max_num_seqs=4, max_num_batched_tokens=19, max_model_len=20)
 BATCHINGS = [Static(), PrefillFirst(), ArrivalFirstChunked(), DecodeFirst()]
-ADMISSIONS = [FullPrompt(), FirstChunk(), Watermark()]
+ADMISSIONS = [FullPrompt(), FirstChunk(), Watermark(), Padded()]
 
 
 @pytest.mark.parametrize("case", CASES)

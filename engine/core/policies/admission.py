@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -99,3 +100,53 @@ class Watermark:
 
     def _reserve(self, state: State) -> int:
         return int(self.fraction * state.kv.num_blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """A request enters when the whole batch fits the pool at one length: the longest prompt in it, and the
+    longest output (`max_tokens`) that may follow, cut at the window.
+
+    With batching `Static` that is the KV cache of FasterTransformer: sequences x (longest prompt + output
+    length), set aside before the batch begins and held until it has ended (models/multi_gpu_gpt,
+    allocateBuffer). So nobody is preempted, and what a sequence leaves when it ends is of use to nobody.
+
+    Modelled is the memory, and by it the size of a batch. Pad tokens are not computed, as there with
+    `remove_padding`; nor does a sequence compute on after its end, as a row of its linear layers does there.
+    """
+
+    @property
+    def screens_arrivals(self) -> bool:
+        """A request that is too big alone is too big in any batch."""
+        return True
+
+    @property
+    def headroom_per_seq(self) -> int:
+        """All that it may ever need is counted when it enters."""
+        return 0
+
+    def never(self, request: Request, state: State) -> str | None:
+        """More than the pool, were it alone."""
+        num_blocks = self._num_blocks([request], state)
+        if num_blocks <= state.kv.num_blocks:
+            return None
+        return (
+            f"its prompt of {request.num_prompt_tokens} tokens and max_tokens of {request.max_tokens} need "
+            f"{num_blocks} blocks of {state.kv.block_size} for n = {request.n} sequences, and the pool has "
+            f"{state.kv.num_blocks}: give it more blocks, send a shorter request or lower max_tokens"
+        )
+
+    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+        """The batch fits with it."""
+        return self._num_blocks([*state.batch, request], state) <= state.kv.num_blocks
+
+    def resume(self, num_blocks: int, state: State) -> bool:
+        """What it held fits now."""
+        return num_blocks <= state.kv.num_free
+
+    def _num_blocks(self, batch: Sequence[Request], state: State) -> int:
+        """Blocks of a batch at its padded length; the last token of a sequence is never computed."""
+        longest = max(request.num_prompt_tokens for request in batch)
+        longest += max(request.max_tokens for request in batch)
+        num_slots = min(longest, state.limits.max_model_len) - 1
+        return state.kv.blocks_for(num_slots) * sum(request.n for request in batch)

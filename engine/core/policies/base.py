@@ -59,6 +59,11 @@ class State(Protocol):
         ...
 
     @property
+    def batch(self) -> Sequence[Request]:
+        """All that run, those that entered in this very step included."""
+        ...
+
+    @property
     def is_busy(self) -> bool:
         """Some request runs, those that entered in this very step included."""
         ...
@@ -126,6 +131,11 @@ class Admission(Protocol):
 
 class Verbs(Protocol):
     """What a batching program is written in; implemented by engine.core.step.Step."""
+
+    @property
+    def running(self) -> Sequence[Request]:
+        """The running queue; who enters in this step joins it at the end."""
+        ...
 
     @property
     def num_swapped(self) -> int:

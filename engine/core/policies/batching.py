@@ -7,22 +7,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.core.policies.base import Verbs
+from engine.core.request import Request
 
 
 @dataclass(frozen=True, slots=True)
 class Static:
-    """Admit when the batch is empty, then run until all of it has ended (FasterTransformer)."""
+    """Fill a batch, then run it until all of it has ended (FasterTransformer).
+
+    Requests enter in as many steps of whole prompts as it takes, until one finds no memory or no seat, or
+    nobody waits. Then the batch is closed: nobody enters before the last of it has ended. A victim that is
+    swapped comes back to its batch; one that is to be computed again goes first in the next.
+
+    FasterTransformer sets the memory of a batch aside before it begins: for that, choose admission `Padded`.
+    """
 
     splits_prompts: bool = False
     repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
-        """The batch first; a new one when it is gone."""
-        step.continue_running()
-        if not step.num_preemptions:
-            step.resume_swapped()
-        if not step.is_busy and not step.num_swapped:
+        """More prompts while nobody decodes, else the batch."""
+        if not step.num_swapped and not any(map(_has_gone_on, step.running)):
             step.admit_waiting()
+        if not step.num_chunks:
+            step.continue_running()
+            if not step.num_preemptions:
+                step.resume_swapped()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +92,9 @@ class DecodeFirst:
         step.resume_swapped()
         if not step.num_swapped:
             step.admit_waiting()
+
+
+def _has_gone_on(request: Request) -> bool:
+    """It has computed more than the prompt, or what is computed again, with which it entered."""
+    entered_with = request.num_prompt_tokens if len(request.live) > 1 else request.num_prefill_tokens
+    return request.num_computed_tokens > entered_with
