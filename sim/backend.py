@@ -9,7 +9,7 @@ from typing import cast
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
-from sim.cost.base import CostModel, Extrapolation, StepFeatures, features
+from sim.cost.base import CostModel, Extrapolation, MeasuredCostModel, StepFeatures, features
 
 
 class SimulatedBackend:
@@ -24,6 +24,7 @@ class SimulatedBackend:
             raise UserError(f"max_model_len is {max_model_len}, must be at least 1 token")
         self._capacity = capacity
         self._cost = cost
+        self._measured = cost if isinstance(cost, MeasuredCostModel) else None
         self._max_model_len = max_model_len
         self._extrapolation = Extrapolation()
         self._limits: dict[str, int] = {}
@@ -75,7 +76,8 @@ class SimulatedBackend:
 
     def _priced(self, step: StepFeatures, finished: tuple[Finish, ...]) -> StepResult:
         parts_ns = self._cost.parts_ns(step)
-        self._extrapolation.note(self._cost.beyond(step))
+        if self._measured is not None:
+            self._extrapolation.note(self._measured.beyond(step))
         duration_ns = round(sum(parts_ns.values()))
         transfer_ns = duration_ns - self._without_transfers_ns(step) if step.num_transfers else 0
         return StepResult(duration_ns, finished, None, parts_ns, transfer_ns)

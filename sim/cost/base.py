@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from engine.core.errors import UserError
 from engine.core.plan import StepPlan, Transfer, TransferKind
@@ -106,6 +106,11 @@ class CostModel(CostEstimator, Protocol):
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
         """The duration of the step as a named sum, so that an error can be traced to a part."""
         ...
+
+
+@runtime_checkable
+class MeasuredCostModel(CostModel, Protocol):
+    """A cost model that was fitted to measured steps, and so knows how far they went."""
 
     def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
         """The features of the step of which the model knows too little to be believed, by name."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from engine.core.errors import UserError
-from sim.cost.base import Beyond, StepFeatures
+from sim.cost.base import StepFeatures
 from sim.hardware import Hardware, ModelShape
 
 
@@ -68,10 +66,6 @@ class Roofline:
             "transfers": self._transfers_ns(step) if step.num_transfers else 0.0,
             "overhead": self._ns_per_step if step.num_tokens else 0.0,
         }
-
-    def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
-        """Nothing: the formulae have no range."""
-        return {}
 
     def _transfers_ns(self, step: StepFeatures) -> float:
         return (

@@ -18,7 +18,7 @@ from engine.core.serving import Serving
 from engine.runtime.loop import serve
 from experiments.samples import StepSamples
 from sim.backend import SimulatedBackend
-from sim.cost.base import Beyond, StepFeatures
+from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 POLICIES = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand())
@@ -31,9 +31,6 @@ class ContextCost:
 
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
         return {"all": 100.0 + step.decode_context_tokens}
-
-    def beyond(self, step: StepFeatures) -> dict[str, Beyond]:
-        return {}
 
     def recompute_ns(self, num_tokens: int) -> int:
         return num_tokens

@@ -25,7 +25,7 @@ from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.cost.base import Beyond, StepFeatures
+from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 LIMITS = Limits(max_num_seqs=12, max_num_batched_tokens=64, max_model_len=200)
@@ -57,9 +57,6 @@ class UnevenCost:
             "context": 7.7 * step.decode_context_tokens,
             "fixed": 900.1,
         }
-
-    def beyond(self, step: StepFeatures) -> dict[str, Beyond]:
-        return {}
 
     def recompute_ns(self, num_tokens: int) -> int:
         return num_tokens

@@ -20,7 +20,7 @@ from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from sim.backend import SimulatedBackend
-from sim.cost.base import Beyond, StepFeatures
+from sim.cost.base import StepFeatures
 from sim.loop import MAX_BARREN_STEPS, NO_ABORTS, simulate
 from tests.sim.plans import make_plan
 
@@ -30,9 +30,6 @@ class UnitCost:
 
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
         return {"overhead": 100.0, "linear": float(step.num_tokens), "transfers": 10.0 * step.num_transfers}
-
-    def beyond(self, step: StepFeatures) -> dict[str, Beyond]:
-        return {}
 
     def recompute_ns(self, num_tokens: int) -> int:
         return num_tokens

@@ -21,7 +21,7 @@ from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.cost.base import Beyond, StepFeatures
+from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 BLOCK_SIZE = 16
@@ -32,9 +32,6 @@ class Cost:
 
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
         return {"all": 1e6 + 2e4 * step.num_tokens}
-
-    def beyond(self, step: StepFeatures) -> dict[str, Beyond]:
-        return {}
 
     def recompute_ns(self, num_tokens: int) -> int:
         return 20_000 * num_tokens

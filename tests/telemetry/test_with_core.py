@@ -27,7 +27,7 @@ from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.cost.base import Beyond, StepFeatures
+from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 CAPACITY = Capacity(num_blocks=30, num_host_blocks=40, block_size=4)
@@ -38,9 +38,6 @@ class Cost:
 
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
         return {"tokens": 1000.0 * step.num_tokens, "overhead": 10_000.0}
-
-    def beyond(self, step: StepFeatures) -> dict[str, Beyond]:
-        return {}
 
     def recompute_ns(self, num_tokens: int) -> int:
         return 1000 * num_tokens
