@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 VOCAB_SIZE = 101
 NUM_LAYERS = 4
+NUM_HEADS = 4
 MAX_POSITIONS = 128
 
 SIZES: tuple[tuple[str, int | float | bool], ...] = (
@@ -34,11 +35,12 @@ SIZES: tuple[tuple[str, int | float | bool], ...] = (
     (r"index_block_size", 4),
     (r"index_topk_blocks", 2),
     (r"attn_scale", 1.0),
-    (r"(swa_|global_)?(num_attention_heads|n_heads?|num_heads|attention_heads)", 4),
-    (r"(de|en)coder_attention_heads|index_n_heads", 4),
+    (r"(swa_|global_)?(num_attention_heads|n_heads?|num_heads|attention_heads)", NUM_HEADS),
+    (r"(de|en)coder_attention_heads|index_n_heads", NUM_HEADS),
     (r"(swa_|global_|num_global_)?(num_)?(key_value|kv)_heads|num_query_groups|n_kv_heads", 2),
     (r"(swa_|global_)?(head_dim|kv_channels|attention_head_dim|dim_head|v_head_dim|d_head)", 8),
-    (r"qk_(nope|rope|head)_.*dim|qk_head_dim|rotary_dim|attention_head_size|index_head_dim", 8),
+    (r"qk_(nope|rope)_.*dim|rotary_dim|attention_head_size|index_head_dim", 8),
+    (r"qk_head_dim", 16),
     (r"(q|kv|o)_lora_rank", 16),
     (r"hidden_size|d_model|n_embd|embed_dim|dim|emb_dim|word_embed_proj_dim|lru_width|embedding_size", 32),
     (r".*(intermediate|ffn|ffw|feed_forward).*(size|dim|hidden)|dff|dim_ff|d_inner", 48),
@@ -49,20 +51,39 @@ SIZES: tuple[tuple[str, int | float | bool], ...] = (
 )
 """Names of sizes, whole, and what they become."""
 
-OPTIONAL = ("sliding_window", "head_dim", "num_key_value_heads", "n_routed_experts", "num_experts_per_tok")
+OPTIONAL = (
+    "sliding_window",
+    "head_dim",
+    "num_key_value_heads",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+)
 """Sizes that are set where a configuration leaves them open; others stay open."""
 
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 BY_HAND: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "granitemoehybrid": {
+        "mamba_n_heads": 8,
+        "mamba_d_head": 8,
+        "layer_types": ["linear_attention", "full_attention"] * (NUM_LAYERS // 2),
+    },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "reformer": {"axial_pos_embds": False},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "lfm2_moe": {"layer_types": ["full_attention"] * NUM_LAYERS},
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * (NUM_LAYERS // 2)},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * (NUM_LAYERS // 2)},
     "zaya": {"num_experts_per_tok": 1},
@@ -113,6 +134,8 @@ def _sizes(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         size = next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), None)
         is_size = type(value) in (int, float, bool) or (value is None and name in OPTIONAL)
         is_off = value == 0 and type(value) is int and name != "sliding_window"  # 0 experts: none, not few
+        if name == "num_key_value_heads" and "kv_lora_rank" in values:
+            size = NUM_HEADS  # latent attention: K and V are expanded to every query head
         if size is not None and is_size and not is_off:
             yield name, size
 

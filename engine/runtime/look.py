@@ -85,10 +85,12 @@ def look(module: nn.Module, context: AttentionContext, num_tokens: int = 2) -> L
         )
     shapes = {shape for _, shape, _ in looker.calls}
     query, key, value = next(iter(shapes))
-    if len(shapes) != 1 or key != value or query[1] != key[1]:
-        found = sorted({tuple(map(tuple, shape)) for shape in shapes})
+    found = sorted({tuple(map(tuple, shape)) for shape in shapes})
+    if len(shapes) != 1:
+        raise UnsupportedModelError(f"its layers differ; (heads, head_dim) of Q, K and V: {found}")
+    if key != value or query[1] != key[1]:
         raise UnsupportedModelError(
-            f"its layers differ, or its Q, K and V do; (heads, head_dim) of each: {found}"
+            f"Q, K and V of one layer differ, as in latent attention; (heads, head_dim) of each: {found[0]}"
         )
     shape = AttentionShape(len(expected), query[0], *key)
     return Look(shape, tuple(options for _, _, options in looker.calls))

@@ -151,7 +151,8 @@ def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> 
     packing = Packing(0, None, "not asked for")
     if prepack:
         packing = pack_linears(module)
-        _check_packed(module, context)
+        with refusing(type(module).__name__):
+            _check_packed(module, context)
     return LoadedModel(
         module,
         type(module).__name__,
