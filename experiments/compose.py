@@ -48,9 +48,15 @@ def _explained(error: InstantiationException) -> Exception:
 
 
 def policies_from_config(config: DictConfig, **replaced: Any) -> Policies:
-    """One policy an axis, from the groups of the same names; `replaced` gives some axes other nodes."""
+    """One policy an axis, from the groups of the same names; `replaced` gives some axes other nodes.
+
+    Raises:
+        UserError: they cannot work under the limits of the configuration.
+    """
     nodes = {field.name: replaced.get(field.name, config[field.name]) for field in fields(Policies)}
-    return Policies(**{axis: build(node) for axis, node in nodes.items()})
+    policies = Policies(**{axis: build(node) for axis, node in nodes.items()})
+    policies.check(build(config.limits))  # every scheduler does, but only when a model has been loaded
+    return policies
 
 
 def contenders_from_config(config: DictConfig, contenders: DictConfig | None = None) -> dict[str, Policies]:

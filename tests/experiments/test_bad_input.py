@@ -193,3 +193,8 @@ def test_a_simulation_says_that_stop_tokens_have_no_effect(cli: Cli) -> None:
 def test_sampling_out_of_range_names_the_key(cli: Cli) -> None:
     error = refused(cli, "workload.shape.top_p=0")
     assert "workload.shape" in error and "top_p is 0" in error
+
+
+def test_whole_prompts_do_not_fit_into_a_budget_below_the_window(cli: Cli) -> None:
+    error = refused(cli, "batching=static", "limits=window_512_chunked")
+    assert error.startswith("error: limits.max_num_batched_tokens is 128, and batching Static does not split")
