@@ -147,7 +147,7 @@ def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> 
         context = install(module)
         seen = look(module, context)
         context.reaches = seen.reaches
-        decoder = agree(module, context)
+        decoder = agree(module, context, seen)
     packing = Packing(0, None, "not asked for")
     if prepack:
         packing = pack_linears(module)

@@ -38,8 +38,11 @@ def limits_of(config: Any) -> list[int]:
 
 
 @contextmanager
-def lowered_limits(module: nn.Module, longest: int, lowered: int) -> Iterator[None]:
-    """For a while, every limit above `longest` tokens is `lowered`, in the config and in the modules."""
+def lowered_limits(module: nn.Module, longest: int, lowered: int) -> Iterator[int]:
+    """For a while, every limit above `longest` tokens is `lowered`, in the config and in the modules.
+
+    Yields the number of values that were changed.
+    """
     config: Any = module.config
     changed: list[tuple[Any, str, Any]] = []
     try:
@@ -49,7 +52,7 @@ def lowered_limits(module: nn.Module, longest: int, lowered: int) -> Iterator[No
                 if is_limit and value > longest:
                     setattr(holder, name, lowered)
                     changed.append((holder, name, value))
-        yield
+        yield len(changed)
     finally:
         for holder, name, value in changed:
             setattr(holder, name, value)
