@@ -10,8 +10,9 @@ normalised and written at once. The items of a split sequence leave m, total and
 
     out = sum_i acc_i 2^(m_i - M) / sum_i total_i 2^(m_i - M),    M = max m_i,
 
-which `merge_kernel` works out. An item in which a row sees nothing (it lies before the window, or behind an
-early query token) has m = -inf, total = 0 there, and counts as nothing. The first item alone sees the sink.
+which `merge_kernel` works out. An item in which a row sees nothing (it lies before the window or chunk, or
+behind an early query token) has m = -inf, total = 0 there, and counts as nothing. The first item alone sees
+the sink.
 
 KV heads are the fast axis of the grid: the heads of one token are neighbours in memory and are read together.
 """
@@ -36,6 +37,7 @@ from pagedkv.tiles import (
     attend,
     attention_types,
     check_attention,
+    first_seen,
     first_state,
     kv_argument,
     padded_head_dim,
@@ -74,6 +76,7 @@ def decode_kernel(
     score_scale,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -110,15 +113,15 @@ def decode_kernel(
     q = tl.load(query + q_rows[:, None] * QUERY_STRIDE + q_offsets, mask=used_dims, other=0.0)
     positions = context - num_queries + rows // GROUP
 
-    low = start
-    if WINDOW is not None:
-        # The earliest query sees furthest back; a range before its window has no round left.
-        low = tl.maximum(start, (context - num_queries - WINDOW + 1) // TILE * TILE)
+    # The earliest query sees furthest back; a range before all that it sees has no round left.
+    first = first_seen(context - num_queries, WINDOW, CHUNK)
+    low = tl.maximum(start, first // TILE * TILE)
     score_scale = score_scale * scale_of(k_scale, kv_head, kv)
     m, total, acc = first_state(sinks, q_heads, start == 0, ROWS, HEAD_DIM_PADDED)
     m, total, acc = attend(
-        q, m, total, acc, kv + kv_head * HEAD_DIM, table, low, end, end, positions, score_scale,
-        SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
+        q, m, total, acc, kv + kv_head * HEAD_DIM, table, low, end, first, end, positions,
+        score_scale, SOFTCAP, WINDOW, CHUNK, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE,
+        NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
     )  # fmt: skip
     acc *= scale_of(v_scale, kv_head, kv)
 
@@ -264,6 +267,7 @@ def decode_attention(
         options.scaling * LOG2_E,
         SOFTCAP=options.softcap,
         WINDOW=options.sliding_window,
+        CHUNK=options.chunk_size,
         BLOCK_SIZE=kv.shape[2],
         BLOCK_STRIDE=kv.stride(0),
         QUERY_STRIDE=query.stride(0),

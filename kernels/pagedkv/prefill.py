@@ -5,12 +5,13 @@ query tokens of one sequence (see schedule.py) and one KV head; its rows are tok
 
     row = token within the tile * GROUP + head within the group.
 
-For query positions p_first to p_last and a window of w, the tokens fall into ranges with and without a mask:
+For query positions p_first to p_last, and f(p) the first position that a query at p sees (it grows with p),
+the tokens fall into ranges with and without a mask:
 
-    low ... [p_first - w + 1 ... p_last - w] ... all rows see all ... [p_first + 1 ... p_last]
-            window edge: masked                  no mask              diagonal: masked
+    [f(p_first) ... f(p_last) - 1] ... all rows see all ... [p_first + 1 ... p_last]
+    edge of window or chunk: masked    no mask              diagonal: masked
 
-each rounded to tiles towards the masks. Without a window the first range is empty.
+each rounded to tiles towards the masks. Without window and chunks f is 0, and the first range is empty.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pagedkv.tiles import (
     attend,
     attention_types,
     check_attention,
+    first_seen,
     first_state,
     kv_argument,
     padded_head_dim,
@@ -61,6 +63,7 @@ def prefill_kernel(
     score_scale,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -99,24 +102,25 @@ def prefill_kernel(
     context = start + end  # of the last query of the tile
     unmasked_low = 0
     unmasked_high = (start + first + 1) // TILE * TILE
+    seen = first_seen(start + first, WINDOW, CHUNK)  # by the first query, which sees furthest back
     m, total, acc = first_state(sinks, q_heads, True, ROWS, HEAD_DIM_PADDED)
-    if WINDOW is not None:
-        low = tl.maximum(start + first + 1 - WINDOW, 0) // TILE * TILE
-        unmasked_low = tl.cdiv(tl.maximum(context - WINDOW, 0), TILE) * TILE
+    if WINDOW is not None or CHUNK is not None:
+        low = seen // TILE * TILE
+        unmasked_low = tl.cdiv(first_seen(context - 1, WINDOW, CHUNK), TILE) * TILE
         m, total, acc = attend(
-            q, m, total, acc, keys, table, low, tl.minimum(unmasked_low, unmasked_high), context, positions,
-            score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
-            TILE, PRECISION,
+            q, m, total, acc, keys, table, low, tl.minimum(unmasked_low, unmasked_high), seen, context,
+            positions, score_scale, SOFTCAP, WINDOW, CHUNK, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE,
+            NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
         )  # fmt: skip
     m, total, acc = attend(
-        q, m, total, acc, keys, table, unmasked_low, unmasked_high, context, positions,
-        score_scale, SOFTCAP, WINDOW, False, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
-        TILE, PRECISION,
+        q, m, total, acc, keys, table, unmasked_low, unmasked_high, seen, context, positions,
+        score_scale, SOFTCAP, WINDOW, CHUNK, False, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE,
+        NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
     )  # fmt: skip
     m, total, acc = attend(
-        q, m, total, acc, keys, table, unmasked_high, context, context, positions,
-        score_scale, SOFTCAP, WINDOW, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE, NUM_KV_HEADS * HEAD_DIM,
-        TILE, PRECISION,
+        q, m, total, acc, keys, table, unmasked_high, context, seen, context, positions,
+        score_scale, SOFTCAP, WINDOW, CHUNK, True, HEAD_DIM, BLOCK_STRIDE, BLOCK_SIZE,
+        NUM_KV_HEADS * HEAD_DIM, TILE, PRECISION,
     )  # fmt: skip
     acc *= scale_of(v_scale, kv_head, kv)
     out_offsets = q_rows[:, None] * (NUM_KV_HEADS * GROUP * HEAD_DIM) + q_offsets
@@ -162,6 +166,7 @@ def prefill_attention(
         options.scaling * LOG2_E,
         SOFTCAP=options.softcap,
         WINDOW=options.sliding_window,
+        CHUNK=options.chunk_size,
         GROUP=group,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,

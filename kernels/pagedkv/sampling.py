@@ -256,12 +256,13 @@ def sample(
 ) -> torch.Tensor:
     """Draw a token of each row.
 
-    Logits `(num_rows, vocab_size)`, float16, bfloat16 or float32, the last dimension contiguous; none NaN or
-    +inf, and not all of a row -inf (not checked, they are on the device; the token is then any). Of each row,
-    `(num_rows,)`: temperature, 0 for the likeliest token (of equals the lowest id); top_k, integer, 0 for
-    all; top_p, 1 for all; numbers in [0, 1), which decide. Reals are float32 or, better, float64: 0.3 in
-    float32 is more than 0.3. The result is `(num_rows,)` int64. `launch` is the configuration to try. Raises
-    ValueError if shapes or types are not like this.
+    Logits `(num_rows, vocab_size)`, float16, bfloat16 or float32, the last dimension contiguous. Of a row
+    with NaN or +inf, or of nothing but -inf, the token is any of the vocabulary, and no other row changes:
+    who must know looks at the logits first. Of each row, `(num_rows,)`: temperature, 0 for the likeliest
+    token (of equals the lowest id), as is what float32 rounds to 0; top_k, integer, 0 for all; top_p, 1 for
+    all; numbers in [0, 1), which decide. Reals are float32 or, better, float64: 0.3 in float32 is more than
+    0.3. The result is `(num_rows,)` int64. `launch` is the configuration to try. Raises ValueError if shapes
+    or types are not like this.
     """
     num_rows, vocab_size = logits.shape if logits.dim() == 2 else (0, 0)
     out = torch.empty(num_rows, dtype=torch.int64, device=logits.device) if out is None else out

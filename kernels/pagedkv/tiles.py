@@ -10,6 +10,11 @@ While a row has seen no token m is -inf and total = 0; 2^(m - m') would be NaN, 
 
 A sink is a token without a value: a row that has one starts from m = sink, total = 1, acc = 0.
 
+What no row of a program sees is loaded as 0, and scores are selected, not added to -inf, so a slot of another
+sequence, or one that nobody wrote, cannot be noticed, whatever it holds. What remains is within a sequence: a
+value (not a key) that is not finite reaches, as 0 x NaN, earlier query tokens of the same tile and step. To
+select values a row at a time costs more registers than the tiles of prefill have: 28 spills on sm_80.
+
 A soft cap c makes c tanh(x / c) of a score x. tanh(y) = 1 - 2 / (1 + 2^(2 y log2 e)): right at both ends, as
 2^inf = inf and 2^-inf = 0.
 """
@@ -89,11 +94,14 @@ def as_float(x, dtype: tl.constexpr):
     """Numbers of the pool in the type of the query.
 
     Bytes are e4m3 on a device that has no such type: the bits of a float16, but for 15 - 7 = 8 in the bias of
-    the exponent, so 2^8 is left to the scale. That holds for subnormal numbers too, but not for NaN.
+    the exponent, so 2^8 is left to the scale. That holds for subnormal numbers too. Of NaN all bits but the
+    sign are set: adding 1 carries out of them, and the carry completes the exponent of a NaN of float16.
     """
     if x.dtype == tl.uint8:
         bits = x.to(tl.uint16)
-        x = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True)
+        size = bits & 0x7F
+        nan = ((size + 1) & 0x80) << 7
+        x = (((bits & 0x80) << 8) | (size << 7) | nan).to(tl.float16, bitcast=True)
     return x.to(dtype)
 
 
@@ -110,6 +118,17 @@ def first_state(sinks, q_heads, has_sink, ROWS: tl.constexpr, HEAD_DIM_PADDED: t
 
 
 @triton.jit
+def first_seen(positions, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
+    """The lowest position that a query at each of these positions sees; see `AttentionOptions.first_seen`."""
+    first = positions * 0
+    if WINDOW is not None:
+        first = tl.maximum(first, positions - WINDOW + 1)
+    if CHUNK is not None:
+        first = tl.maximum(first, positions // CHUNK * CHUNK)
+    return first
+
+
+@triton.jit
 def attend(
     q,
     m,
@@ -119,11 +138,13 @@ def attend(
     table,
     low,
     high,
+    first,
     end,
     query_positions,
     score_scale,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     MASKED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_STRIDE: tl.constexpr,
@@ -135,9 +156,11 @@ def attend(
     """Let rows `q` see the tokens [low, high) of a sequence as far as they may; low is a multiple of TILE.
 
     `keys` points to the K of one head in the pool of a layer, `table` to the block table of the sequence.
-    Tokens from `end` on are not read. Not MASKED: every row sees every token, and high is a multiple of TILE.
+    Tokens before `first`, the first that any row sees, and from `end` on are not read. Not MASKED: every row
+    sees every token, and high is a multiple of TILE.
     """
     dims = tl.arange(0, q.shape[1])
+    firsts = first_seen(query_positions, WINDOW, CHUNK)
     # The ids of the next tile are loaded one round ahead: else K would wait for them, and the pipeline
     # would have one tile in flight where it could have two.
     ids = block_ids_of(table, low, end, BLOCK_SIZE, TILE)
@@ -146,9 +169,12 @@ def attend(
         tokens = position + tl.arange(0, TILE)
         offsets = token_offsets(ids, position, BLOCK_STRIDE, BLOCK_SIZE, TOKEN_STRIDE, TILE)
         pointers = keys + offsets[:, None] + dims[None, :]
-        # What is not read is 0: a slot that was never written may hold NaN, and 0 x NaN is NaN.
+        # What is not read is 0: a slot that is not seen may hold NaN, and 0 x NaN is NaN.
         if MASKED:
-            read = (tokens < end)[:, None] & (dims < HEAD_DIM)[None, :]
+            used = tokens < end
+            if WINDOW is not None or CHUNK is not None:
+                used = used & (tokens >= first)
+            read = used[:, None] & (dims < HEAD_DIM)[None, :]
             k = tl.load(pointers, mask=read, other=0.0)
             v = tl.load(pointers + BLOCK_SIZE * TOKEN_STRIDE, mask=read, other=0.0)
         elif q.shape[1] != HEAD_DIM:
@@ -166,8 +192,8 @@ def attend(
             scores = tanh * (SOFTCAP * 1.4426950408889634)
         if MASKED:
             seen = tokens[None, :] <= query_positions[:, None]
-            if WINDOW is not None:
-                seen = seen & (tokens[None, :] > query_positions[:, None] - WINDOW)
+            if WINDOW is not None or CHUNK is not None:
+                seen = seen & (tokens[None, :] >= firsts[:, None])
             scores = tl.where(seen, scores, float("-inf"))
         new_m = tl.maximum(m, tl.max(scores, 1))
         finite_m = tl.where(new_m == float("-inf"), 0.0, new_m)
@@ -205,6 +231,7 @@ def attention_types(
     constexprs = {name: None for name, given in optional.items() if not given} | {
         "SOFTCAP": 50.0 if all_options else None,
         "WINDOW": 4096 if all_options else None,
+        "CHUNK": 8192 if all_options else None,
         "GROUP": group,
         "NUM_KV_HEADS": num_kv_heads,
         "HEAD_DIM": head_dim,
@@ -276,7 +303,8 @@ def check_attention(
         assert options.sinks.shape == (num_kv_heads * group,), f"sinks are {tuple(options.sinks.shape)}"
     window = options.sliding_window
     assert window is None or window >= 1, f"a sliding window of {window} tokens"
-    assert options.chunk_size is None, "these kernels know no chunks"
+    chunk = options.chunk_size
+    assert chunk is None or chunk >= 1, f"attention chunks of {chunk} tokens"
 
 
 def paged_attention_reference(
@@ -311,11 +339,14 @@ def paged_attention_reference(
 def _piece_reference(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, start: int, options: AttentionOptions
 ) -> torch.Tensor:
+    # What is before all that the queries see may hold anything.
+    low = int(options.first_seen(torch.tensor(start)))
+    keys, values = keys[low:], values[low:]
     grouped = torch.unflatten(query, 1, (keys.shape[1], -1))
     scores = torch.einsum("qhgd,shd->hgqs", grouped, keys) * options.scaling
     if options.softcap is not None:
         scores = options.softcap * torch.tanh(scores / options.softcap)
-    asking, seen = start + torch.arange(len(query))[:, None], torch.arange(len(keys))
+    asking, seen = start + torch.arange(len(query))[:, None], low + torch.arange(len(keys))
     hidden = seen > asking
     if options.sliding_window is not None:
         hidden |= asking - seen >= options.sliding_window

@@ -64,6 +64,7 @@ def check(
         ({"scales": ((2,), (2,))}, "2 scales"),
         ({"sinks": torch.zeros(2)}, r"sinks are \(2,\)"),
         ({"sliding_window": 0}, "window of 0"),
+        ({"chunk_size": 0}, "chunks of 0"),
     ],
 )
 def test_launchers_refuse(arguments, message):

@@ -1,11 +1,15 @@
 """Add + RMSNorm, SiLU-and-mul, sampling: the matrix on the interpreter, and what the launchers refuse."""
 
+import math
+from itertools import product
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from pagedkv.checks.elementwise import CASES
+from pagedkv.launch import Launch
 from pagedkv.norm import add_rms_norm
 from pagedkv.sampling import kept_reference, sample
 from pagedkv.swiglu import silu_and_mul
@@ -100,12 +104,43 @@ def test_the_reference_keeps_what_the_sampler_of_the_engine_keeps(top_k, top_p):
     assert drawn == set(kept.nonzero().flatten().tolist())
 
 
+def rows_that_are_not_finite(vocab_size):
+    """All, one, or a third of the logits are -inf, inf, or a NaN, whose bits are the least and the most."""
+    nans = torch.tensor([0x7F800001, 0x7FFFFFFF, -1, -0x7FFFFF], dtype=torch.int32).view(torch.float32)
+    values = torch.cat([nans, torch.tensor([-math.inf, math.inf])])[:, None]
+    single = torch.arange(float(vocab_size)).repeat(len(values), 1)
+    single[:, 11:12] = values
+    several = single.clone()
+    several[:, 1::3] = math.inf
+    return torch.cat([values.expand(-1, vocab_size), single, several])
+
+
 @interpreted
-def test_rows_without_a_likely_token_end():
-    """A row of -inf or NaN is not allowed; it must not hang or leave the vocabulary all the same."""
-    rows = torch.full((3, 70), float("-inf"))
-    rows[1] = float("nan")
-    rows[2, 3] = float("inf")
-    half = torch.full((3,), 0.5)
-    tokens = sample(rows, torch.ones(3), torch.full((3,), 4), half, half)
-    assert all(0 <= token < 70 for token in tokens.tolist())
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_row_that_is_not_finite_stays_in_the_vocabulary_and_changes_no_other(turn):
+    bad = rows_that_are_not_finite(40)
+    good = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
+    rows = torch.cat([good[:3], bad, good[3:]])
+    choices = list(product((0, 4), (1.0, 0.5), ((0.7, 0.0), (0.7, 1.0), (1e-320, 0.5), (0.0, 0.5))))
+    chosen = [choices[(5 * i + 8 * turn) % len(choices)] for i in range(len(rows))]
+    top_k, top_p, draws = zip(*chosen, strict=True)
+    temperature, number = torch.tensor(draws, dtype=torch.float64).T.contiguous()
+    parameters = (temperature, torch.tensor(top_k), torch.tensor(top_p), number)
+    launch = Launch(32, 1, 1, "")
+    tokens = sample(rows, *parameters, launch=launch)
+    assert ((tokens >= 0) & (tokens < 40)).all()
+    is_good = rows.isfinite().all(1)
+    alone = sample(good, *(x[is_good] for x in parameters), launch=launch)
+    assert int(is_good.sum()) == 6 and torch.equal(tokens[is_good], alone)
+
+
+@interpreted
+def test_the_least_temperatures_draw_the_likeliest():
+    """In float32 they are denormal or 0; the last is denormal in float64."""
+    choices = list(product((1e-30, 1e-40, 1e-308, 1e-320), (1.0, 0.3), (0, 4)))
+    temperature, top_p = (torch.tensor([c[i] for c in choices], dtype=torch.float64) for i in (0, 1))
+    logits = torch.randn(len(choices), 40, generator=torch.Generator().manual_seed(1)) * 100
+    logits[::2, 5:] = -math.inf
+    numbers = torch.linspace(0, 1 - 2.0**-53, len(choices), dtype=torch.float64)
+    tokens = sample(logits, temperature, torch.tensor([c[2] for c in choices]), top_p, numbers)
+    assert torch.equal(tokens, logits.argmax(1))

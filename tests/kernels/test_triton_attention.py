@@ -1,5 +1,6 @@
 """TritonAttention against ReferenceAttention, on the interpreter, and what it refuses to run."""
 
+import math
 import random
 
 import pytest
@@ -26,16 +27,19 @@ CHUNKS = [(200, 1), (0, 30), (17, 1), (30, 20), (8, 3), (0, 1)]
 OPTIONS = {
     "plain": AttentionOptions(0.125),
     "window": AttentionOptions(0.125, sliding_window=9),
+    "chunks": AttentionOptions(0.125, chunk_size=11),
     "softcap": AttentionOptions(0.125, softcap=2.0),
     "sinks": AttentionOptions(0.125, sinks=torch.linspace(-2, 2, NUM_Q_HEADS)),
-    "all": AttentionOptions(0.2, sliding_window=20, softcap=1.0, sinks=torch.linspace(-1, 3, NUM_Q_HEADS)),
+    "all": AttentionOptions(0.2, 20, 33, softcap=1.0, sinks=torch.linspace(-1, 3, NUM_Q_HEADS)),
 }
 
 
-def pieces_of(chunks, seed=0):
+def pieces_of(chunks, seed=0, spare_blocks=0):
     block_ids = list(range(64))
     random.Random(seed).shuffle(block_ids)
-    return [Piece(s, n, [block_ids.pop() for _ in range(LAYOUT.num_blocks(s + n))]) for s, n in chunks]
+    counts = [LAYOUT.num_blocks(s + n) + spare_blocks for s, n in chunks]
+    tables = [[block_ids.pop() for _ in range(count)] for count in counts]
+    return [Piece(*chunk, table) for chunk, table in zip(chunks, tables, strict=True)]
 
 
 def tensors(num_tokens, seed):
@@ -64,6 +68,74 @@ def test_equals_the_reference_over_all_layers(name):
         torch.testing.assert_close(
             out, expected, rtol=tolerance(out.dtype, 48), atol=tolerance(out.dtype, 48)
         )
+
+
+def poison(pool, pieces, options, value):
+    """A copy of the pool in which all is `value` but the slots that a query of the pieces sees."""
+    poisoned = torch.full_like(pool, value)
+    for piece in pieces:
+        seen = torch.arange(int(options.first_seen(torch.tensor(piece.start))), piece.start)
+        at = torch.tensor(piece.block_ids)[seen // 16], slice(None), slice(None), seen % 16
+        poisoned[at] = pool[at]
+    return poisoned
+
+
+def attend(pool, pieces, options, flat):
+    attention = TritonAttention(LAYOUT, pool, NUM_Q_HEADS, LIMITS)
+    return attention.attend(attention.prepare(pieces), 1, *flat, options)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((name, math.nan) for name in ("plain", "window", "chunks", "all")), ("all", math.inf)],
+)
+def test_slots_that_no_query_sees_change_nothing(name, value):
+    """Blocks of others, unwritten slots of the last block and of the table, and what lies before a window."""
+    pool = LAYOUT.allocate(64, torch.float32, CPU).normal_(generator=torch.Generator().manual_seed(3))
+    pieces = pieces_of(CHUNKS, spare_blocks=1)
+    flat = tensors(sum(n for _, n in CHUNKS), seed=4)
+    poisoned = poison(pool, pieces, OPTIONS[name], value)
+    expected = attend(pool, pieces, OPTIONS[name], flat)
+    assert torch.equal(attend(poisoned, pieces, OPTIONS[name], flat), expected)
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy, of a row of NaN
+@pytest.mark.parametrize("bad", [0, 1, 4])
+def test_a_sequence_that_is_not_finite_changes_no_other(bad):
+    """A split one, a prefill, and one of 3 query tokens."""
+    pool = LAYOUT.allocate(64, torch.float32, CPU).normal_(generator=torch.Generator().manual_seed(3))
+    pieces = pieces_of(CHUNKS)
+    flat = tensors(sum(n for _, n in CHUNKS), seed=4)
+    expected = attend(pool.clone(), pieces, OPTIONS["plain"], flat)
+    mine = torch.tensor([i == bad for i, (_, n) in enumerate(CHUNKS) for _ in range(n)])
+    for x in flat:
+        x[mine] = math.nan
+    pool[torch.tensor(pieces[bad].block_ids)] = math.nan
+    out = attend(pool, pieces, OPTIONS["plain"], flat)
+    assert torch.equal(out[~mine], expected[~mine])
+    assert out[mine].isnan().all()
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")
+@pytest.mark.parametrize("name", ["plain", "window", "all"])
+@pytest.mark.parametrize(("start", "num_tokens"), [(60, 8), (50, 30)], ids=["decode", "prefill"])
+def test_a_key_that_is_not_finite_changes_only_what_sees_it(start, num_tokens, name):
+    options = OPTIONS[name]
+    pool = LAYOUT.allocate(64, torch.float32, CPU).normal_(generator=torch.Generator().manual_seed(3))
+    pieces = pieces_of([(start, num_tokens)])
+    flat = tensors(num_tokens, seed=4)
+    expected = attend(pool, pieces, options, flat)
+    flat[1][4, 0, 3] = math.nan
+    out = attend(pool, pieces, options, flat)
+    asking = torch.arange(start, start + num_tokens)
+    sees = (options.first_seen(asking) <= start + 4) & (asking >= start + 4)
+    assert sees.any() and not sees.all()
+    assert out[sees, :3].isnan().all(), "query heads of the KV head that is not finite"
+    out[sees, :3] = expected[sees, :3]
+    assert torch.equal(out, expected)
 
 
 @interpreted
@@ -108,6 +180,20 @@ def test_e4m3_pool():
     )
     bound = tolerance(torch.float16)
     torch.testing.assert_close(out.double(), expected, rtol=bound, atol=bound)
+
+
+@interpreted
+def test_nan_in_an_e4m3_pool_is_nan():
+    """Its code in 8 bits is next to that of the largest number."""
+    layout = KVLayout(1, 2, 64, 16)
+    scales = torch.ones(1, 2), torch.ones(1, 2)
+    for part in (1, 2):
+        pool = layout.allocate(64, torch.float32, CPU).to(torch.float8_e4m3fn)
+        attention = TritonAttention(layout, pool, NUM_Q_HEADS, LIMITS, *scales)
+        flat = [x.half() for x in tensors(4, seed=2)]
+        flat[part][3, 0, 5] = math.nan
+        out = attention.attend(attention.prepare(pieces_of([(0, 4)])), 0, *flat, OPTIONS["plain"])
+        assert out[3, :3].isnan().any() and out[3, 3:].isfinite().all()
 
 
 def make(num_q_heads=6, dtype=torch.float32, scales=(), **layout):

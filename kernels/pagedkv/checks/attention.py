@@ -1,7 +1,7 @@
 """Cases of decode and prefill attention against the float64 reference.
 
-The pool is NaN wherever no token of the batch's sequences lies, other layers included, and block tables are
-shuffled: a kernel that reads a token too many, or another one, shows it.
+The pool is NaN wherever no token lies that a query of the batch sees, other layers included, and block tables
+are shuffled: a kernel that reads a token too many, or another one, shows it.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Setting:
     kv_dtype: torch.dtype | None = None
     """Of the pool; that of the query if None."""
     window: int | None = None
+    chunk: int | None = None
     softcap: float | None = None
     sinks: bool = False
     num_lanes: int = 16
@@ -77,14 +78,15 @@ def run(setting: Setting, device: torch.device) -> None:
     """Run both kernels on the batch, as far as it has work for them, and compare every element."""
     layout = KVLayout(3, setting.num_kv_heads, setting.head_dim, setting.block_size)
     pieces = shuffled_pieces(setting, layout)
-    pool, scales = filled_pool(setting, layout, pieces, device)
-    kv = pool[:, LAYER]
     options = AttentionOptions(
         setting.head_dim**-0.5,
         setting.window,
+        setting.chunk,
         softcap=setting.softcap,
         sinks=randn((setting.num_q_heads,), setting.dtype, device, 5) if setting.sinks else None,
     )
+    pool, scales = filled_pool(setting, layout, pieces, options, device)
+    kv = pool[:, LAYER]
     num_tokens = sum(piece.num_tokens for piece in pieces)
     query = query_of(setting, num_tokens, device)
     limits = StepLimits(len(pieces), num_tokens, max(p.start + p.num_tokens for p in pieces))
@@ -121,14 +123,15 @@ def num_blocks(setting: Setting, layout: KVLayout) -> int:
 
 
 def filled_pool(
-    setting: Setting, layout: KVLayout, pieces: list[Piece], device: torch.device
+    setting: Setting, layout: KVLayout, pieces: list[Piece], options: AttentionOptions, device: torch.device
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | tuple[()]]:
-    """The pool and the scales of the layer; NaN but for the tokens of the pieces in the layer."""
+    """The pool and the scales of the layer; NaN but for the tokens that queries of the pieces see there."""
     dtype = setting.kv_dtype or setting.dtype
     # Indexed assignment has no float8: the values are set first, and rounded after.
     layer = torch.full((num_blocks(setting, layout), *layout.block_shape[1:]), float("nan"))
     for seed, piece in enumerate(pieces):
-        positions = torch.arange(piece.start + piece.num_tokens)
+        first = int(options.first_seen(torch.tensor(piece.start)))
+        positions = torch.arange(first, piece.start + piece.num_tokens)
         blocks = torch.tensor(piece.block_ids)[positions // layout.block_size]
         values = randn((len(positions), 2, layout.num_kv_heads, layout.head_dim), torch.float32, CPU, seed)
         layer[blocks, :, positions % layout.block_size] = values
@@ -174,9 +177,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window of 5": {"window": 5},
     "window of 16": {"window": 16},
     "window of 70": {"window": 70},
+    "chunks of 1": {"chunk": 1},
+    "chunks of 24": {"chunk": 24},
+    "chunks of 64": {"chunk": 64},
+    "chunks of 50, window of 40": {"chunk": 50, "window": 40},
     "soft cap": {"softcap": 2.0},
     "sinks": {"sinks": True},
-    "all options": {"window": 21, "softcap": 2.0, "sinks": True},
+    "all options": {"window": 21, "chunk": 37, "softcap": 2.0, "sinks": True},
 }
 
 
