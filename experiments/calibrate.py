@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pandas as pd
 from omegaconf import DictConfig
 from rich import box
@@ -28,9 +27,9 @@ from engine.core.errors import UserError
 from engine.core.policies.base import Limits, Policies
 from engine.runtime.backend import TorchBackend
 from engine.runtime.model import LoadedModel
-from experiments.compose import CONF, build, contenders_from_config, served_model, stage_from_config
-from experiments.errors import plain_errors
-from experiments.folders import in_own_folder
+from experiments.compose import build, contenders_from_config, served_model, stage_from_config
+from experiments.errors import entry_point
+from experiments.options import CalibrateOptions
 from experiments.output import print_files, print_line, stdout_console
 from experiments.samples import StepSamples
 from experiments.twin import twin_command
@@ -179,9 +178,7 @@ def write_calibration(cost: Fitted, samples: StepSamples, directory: Path) -> li
     return [model, steps, save(figure, directory / "calibration.png")]
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="calibrate")
-@plain_errors
-@in_own_folder
+@entry_point("calibrate", CalibrateOptions)
 def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
     console = stdout_console()

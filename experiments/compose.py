@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from engine.core.errors import UserError
 from engine.core.policies.base import Policies
 from engine.telemetry.schema import World
+from experiments.check import check
 from experiments.worlds import Stage
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -26,25 +27,18 @@ def build(node: DictConfig) -> Any:
     """The object that a config node describes, its inner nodes built first.
 
     Raises:
-        UserError: the target does not exist, or refuses its arguments; the message names the config key.
+        UserError: the node does not fit its target, or the target refuses it; the message names the key.
     """
+    check(node, key=str(node._get_full_key(None)))
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        raise _explained(error) from error
-
-
-def _explained(error: InstantiationException) -> Exception:
-    """What lies behind Hydra's wrapper: bad input as a UserError that names the key, a bug as it was."""
-    what, _, key = str(error).partition("\nfull_key: ")
-    cause, key = error.__cause__, key.strip()
-    if isinstance(cause, UserError):
-        named = not key or str(cause).startswith(f"{key}.")
-        return UserError(str(cause) if named else f"{key}: {cause}")
-    if cause is None or isinstance(cause, TypeError | ImportError | AttributeError):
-        target = what.split("'")[1] if "'" in what else what
-        return UserError(f"{key}: cannot build {target}: {cause or what}")
-    return cause if isinstance(cause, Exception) else error
+        key, cause = str(error).partition("\nfull_key: ")[2].strip(), error.__cause__
+        if isinstance(cause, UserError):
+            leaf = key.rpartition(".")[2]
+            named = not key or str(cause).startswith((f"{leaf}.", f"{leaf}:"))
+            raise UserError(str(cause) if named else f"{key}: {cause}") from cause
+        raise (cause or error) from None  # a bug shows where, without Hydra's wrapper
 
 
 def policies_from_config(config: DictConfig, **replaced: Any) -> Policies:

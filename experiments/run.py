@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from engine.core.errors import UserError
 from engine.telemetry.schema import World
-from experiments.compose import CONF, build, config_text, policies_from_config, stage_from_config
-from experiments.errors import plain_errors
-from experiments.folders import in_own_folder
+from experiments.compose import build, config_text, policies_from_config, stage_from_config
+from experiments.errors import entry_point
+from experiments.options import RunOptions
 from experiments.output import (
     JOURNAL,
     Wanted,
@@ -34,13 +32,9 @@ from experiments.tables import summary_table
 from experiments.worlds import Outcome, Run
 from sim.workloads.base import Prepared
 
-JOURNALS = ("off", "inputs", "plans")
-
 
 def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcome, Prepared]:
     """Compose the world that `config` describes, say what it will serve, and serve it."""
-    if config.journal not in JOURNALS:
-        raise UserError(f"journal is {config.journal!r}: choose one of {', '.join(JOURNALS)}")
     policies, limits = policies_from_config(config), build(config.limits)
     workload: Prepared = build(config.workload).prepare(limits.max_model_len)
     specs = workload.specs
@@ -73,9 +67,7 @@ def print_stop_tokens(console: Console, config: DictConfig) -> None:
         print_line(console, f"{text}, so sequences end at their recorded lengths", style="yellow")
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="run")
-@plain_errors
-@in_own_folder
+@entry_point("run", RunOptions)
 def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
     console = stdout_console()

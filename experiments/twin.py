@@ -22,6 +22,9 @@ CHOSEN = ("model", "preset", "workload")
 SHARED = (*CHOSEN, "seed", *(field.name for field in fields(Policies)))
 """Groups and keys that mean the same in both worlds; the pool and the limits are told in numbers."""
 
+ENGINES_OWN = ("model.device", "model.prepack", "model.seed")
+"""Keys that backend=torch adds to the model."""
+
 
 def twin_command(path: Path, config: DictConfig, setup: Setup) -> str:
     """The command line of a simulation with the cost model at `path`: same model, pool, limits, policies,
@@ -41,7 +44,7 @@ def twin_command(path: Path, config: DictConfig, setup: Setup) -> str:
 
 def _is_shared(override: str) -> bool:
     key = override.partition("=")[0].lstrip("+")
-    return key.partition(".")[0] in SHARED
+    return key.partition(".")[0] in SHARED and key not in ENGINES_OWN
 
 
 def _plain(config: DictConfig) -> Mapping[str, object]:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import hydra
 import pandas as pd
 from omegaconf import DictConfig
 from rich import box
@@ -31,7 +30,6 @@ from engine.telemetry.schema import World
 from experiments.calibrate import Calibration, coefficient_table, provenance, write_calibration
 from experiments.compare import METRICS, Summary, compare
 from experiments.compose import (
-    CONF,
     build,
     config_text,
     contenders_from_config,
@@ -39,8 +37,8 @@ from experiments.compose import (
     with_first_costs,
 )
 from experiments.effort import peak_rss_bytes
-from experiments.errors import plain_errors
-from experiments.folders import in_own_folder
+from experiments.errors import entry_point
+from experiments.options import ValidateOptions
 from experiments.output import (
     JOURNAL,
     Wanted,
@@ -168,17 +166,13 @@ def engine_table(trials: Sequence[Trial], cost: CostModel) -> Table:
     return table
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="validate")
-@plain_errors
-@in_own_folder
+@entry_point("validate", ValidateOptions)
 def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
     began_s = time.monotonic()
     console = stdout_console()
     if config.world != World.MEASURED:
         raise UserError("validate compares the simulator with an engine: choose backend=torch")
-    if config.load is not None and not config.load > 0:
-        raise UserError(f"load is {config.load}, must be above 0: arrivals as a multiple of the capacity")
     limits = build(config.limits)
     # A bad trace is told now, not after the calibration.
     check_comparable(build(config.workload).requests(limits.max_model_len))

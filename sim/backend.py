@@ -8,6 +8,7 @@ from typing import cast
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
+from engine.core.fields import Count, check_value
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
 from sim.cost.base import CostModel, Extrapolation, MeasuredCostModel, StepFeatures, features
 
@@ -19,9 +20,8 @@ class SimulatedBackend:
     computes nor moves anything takes no time.
     """
 
-    def __init__(self, capacity: Capacity, cost: CostModel, max_model_len: int) -> None:
-        if max_model_len < 1:
-            raise UserError(f"max_model_len is {max_model_len}, must be at least 1 token")
+    def __init__(self, capacity: Capacity, cost: CostModel, max_model_len: Count) -> None:
+        check_value("SimulatedBackend.max_model_len", max_model_len, Count)
         self._capacity = capacity
         self._cost = cost
         self._measured = cost if isinstance(cost, MeasuredCostModel) else None

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from engine.core.backend import Capacity
 from engine.core.errors import UserError
+from engine.core.fields import Count, Natural, Positive, Share, check_fields
 
-BYTES_PER_ELEMENT: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}
+DataType = Literal["float32", "bfloat16", "float16", "float8_e4m3"]
+BYTES_PER_ELEMENT: Mapping[DataType, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Efficiency:
     """What one operator reaches of the two ceilings of an accelerator, as shares of the data sheet."""
 
-    compute: float
+    compute: Share
     """Of the dense peak of the data type, by a large batch."""
-    memory: float
+    memory: Share
     """Of the memory bandwidth, by a small one."""
 
     def __post_init__(self) -> None:
-        for name in ("compute", "memory"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}, must be a share in (0, 1]")
+        check_fields(self)
 
 
 class Ceilings(NamedTuple):
@@ -39,41 +39,30 @@ class Hardware:
     """One accelerator: what its data sheet promises, and the share of it that each operator reaches."""
 
     name: str
-    peak_flops: Mapping[str, float]
+    peak_flops: Mapping[DataType, Positive]
     """Dense FLOP/s for each data type, without structured sparsity."""
-    memory_bandwidth_bytes_per_s: float
-    host_link_bytes_per_s: float
+    memory_bandwidth_bytes_per_s: Positive
+    host_link_bytes_per_s: Positive
     """To or from the host, one way."""
-    memory_bytes: int
+    memory_bytes: Count
     linear: Efficiency
     """The matrix products of the layers."""
     prefill_attention: Efficiency
     decode_attention: Efficiency
     lm_head: Efficiency
     """The output projection."""
-    link_efficiency: float
-    transfer_latency_ns: int
+    link_efficiency: Share
+    transfer_latency_ns: Natural
     """Start of one copy of blocks."""
-    layer_overhead_ns: int
+    layer_overhead_ns: Natural
     """What a layer takes beside its matrix products and its attention, however small the batch."""
-    step_overhead_ns: int
+    step_overhead_ns: Natural
     """The same for what a step does once, however many layers the model has."""
 
     def __post_init__(self) -> None:
-        for name in ("memory_bandwidth_bytes_per_s", "host_link_bytes_per_s", "memory_bytes"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"hardware {self.name}: {name} is {getattr(self, name)}, must be positive")
-        for name in ("transfer_latency_ns", "layer_overhead_ns", "step_overhead_ns"):
-            if getattr(self, name) < 0:
-                raise UserError(
-                    f"hardware {self.name}: {name} is {getattr(self, name)}, must not be negative"
-                )
-        if not 0 < self.link_efficiency <= 1:
-            raise UserError(
-                f"hardware {self.name}: link_efficiency is {self.link_efficiency}, must lie in (0, 1]"
-            )
+        check_fields(self)
 
-    def ceilings(self, operator: Efficiency, dtype: str) -> Ceilings:
+    def ceilings(self, operator: Efficiency, dtype: DataType) -> Ceilings:
         """The rates that an operator reaches, as times; UserError if the data sheet lacks the type."""
         if dtype not in self.peak_flops:
             raise UserError(
@@ -100,27 +89,22 @@ class ModelShape:
     """
 
     name: str
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
+    num_layers: Count
+    hidden_size: Count
+    intermediate_size: Count
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
     gated_mlp: bool
     """Three matrices in the MLP (SwiGLU), not two."""
     tied_embeddings: bool
     """The output projection is the embedding table."""
-    dtype: str = "bfloat16"
-    kv_dtype: str = "bfloat16"
+    dtype: DataType = "bfloat16"
+    kv_dtype: DataType = "bfloat16"
 
     def __post_init__(self) -> None:
-        for key, dtype in (("dtype", self.dtype), ("kv_dtype", self.kv_dtype)):
-            if dtype not in BYTES_PER_ELEMENT:
-                raise UserError(
-                    f"model {self.name}: {key} {dtype} is unknown: "
-                    f"choose one of {', '.join(BYTES_PER_ELEMENT)}"
-                )
+        check_fields(self)
         if self.num_heads % self.num_kv_heads:
             raise UserError(
                 f"model {self.name}: num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
@@ -178,9 +162,9 @@ class ModelShape:
 def num_kv_blocks(
     model: ModelShape,
     hardware: Hardware,
-    block_size: int,
-    utilization: float = 0.9,
-    reserve_bytes: int = 2 * 2**30,
+    block_size: Count,
+    utilization: Share = 0.9,
+    reserve_bytes: Natural = 2 * 2**30,
 ) -> int:
     """Device blocks that fit beside the weights: (memory x utilization - weights - reserve) // block.
 
@@ -202,10 +186,10 @@ def num_kv_blocks(
 def kv_capacity(
     model: ModelShape,
     hardware: Hardware,
-    block_size: int,
-    utilization: float = 0.9,
-    reserve_bytes: int = 2 * 2**30,
-    swap_space_bytes: int | None = None,
+    block_size: Count,
+    utilization: Share = 0.9,
+    reserve_bytes: Natural = 2 * 2**30,
+    swap_space_bytes: Natural | None = None,
 ) -> Capacity:
     """The pools of a simulated server: device blocks as `num_kv_blocks`, host blocks from the swap space.
 

@@ -87,9 +87,14 @@ def check_fields(instance: Any) -> None:
     """
     kind: Any = type(instance)
     for name, annotation in annotations_of(kind).items():
-        text = fault(f"{kind.__name__}.{name}", getattr(instance, name), annotation)
-        if text is not None:
-            raise UserError(text)
+        check_value(f"{kind.__name__}.{name}", getattr(instance, name), annotation)
+
+
+def check_value(key: str, value: object, annotation: object) -> None:
+    """Raise UserError with the `fault` of a value, if it has one."""
+    text = fault(key, value, annotation)
+    if text is not None:
+        raise UserError(text)
 
 
 @cache

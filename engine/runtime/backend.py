@@ -14,6 +14,7 @@ from pagedkv import KVLayout, PagedAttention, Piece, StepLimits, batch_order
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
+from engine.core.fields import Count, Natural
 from engine.core.plan import Chunk, Finish, FinishReason, StepPlan, StepResult, Transfer
 from engine.core.policies.base import Limits
 from engine.runtime.kernels import Kernels, Reference
@@ -45,12 +46,12 @@ class TorchBackend:
         model: LoadedModel,
         limits: Limits,
         *,
-        block_size: int = 16,
-        num_blocks: int | None = None,
-        memory_bytes: int | None = None,
-        num_host_blocks: int | None = 0,
-        seed: int = 0,
-        num_threads: int | None = None,
+        block_size: Count = 16,
+        num_blocks: Natural | None = None,
+        memory_bytes: Count | None = None,
+        num_host_blocks: Natural | None = 0,
+        seed: Natural = 0,
+        num_threads: Count | None = None,
         attention: Kernels = REFERENCE,
     ) -> None:
         if (num_blocks is None) == (memory_bytes is None):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -14,14 +14,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from engine.core.errors import UserError
+from engine.core.fields import Natural
 from engine.runtime.attention import AttentionContext, install
 from engine.runtime.check import agree
 from engine.runtime.checkpoint import in_one_line, read_checkpoint
 from engine.runtime.decoder import Decoder
 from engine.runtime.linear import PackedLinear, Packing, pack_linears
 from engine.runtime.look import AttentionShape, look
+from engine.runtime.profiling import free_memory_bytes
 from engine.runtime.reach import UnsupportedModelError, refusing
 
+DataType = Literal["float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -47,6 +50,30 @@ class LoadedModel:
         tensors = {id(t): t.nbytes for t in (*self.module.parameters(), *self.module.buffers())}
         packed = (m for m in self.module.modules() if isinstance(m, PackedLinear))
         return sum(tensors.values()) + sum(m.in_features * m.out_features * m.dtype.itemsize for m in packed)
+
+
+def load(
+    name: str | None = None,
+    architecture: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    path: str | None = None,
+    seed: Natural = 0,
+    dtype: DataType = "float32",
+    device: str = "cpu",
+    prepack: bool = True,
+) -> LoadedModel:
+    """A checkpoint directory (`path`), or `architecture` with `config` and random weights: conf/model.
+
+    Raises:
+        UserError: as `load_checkpoint` and `load_dummy`; or neither of the two is given.
+    """
+    if path is not None:
+        model = load_checkpoint(path, dtype, device, prepack=prepack)
+    elif architecture is not None and config is not None:
+        model = load_dummy(architecture, config, seed, dtype, device, prepack=prepack)
+    else:
+        raise UserError("model needs either path, or architecture and config")
+    return model if name is None else replace(model, name=name)
 
 
 def load_checkpoint(
@@ -84,10 +111,12 @@ def load_dummy(
     config_class = getattr(transformers, architecture, None)
     if not (isinstance(config_class, type) and issubclass(config_class, transformers.PreTrainedConfig)):
         raise UserError(f"architecture {architecture!r}: transformers has no config class of this name")
+    made = _config(config_class, config)
+    _check_room(made, _dtype(dtype), device)
     # transformers draws initial weights from the global generator; fork_rng gives it back as it was.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        module = _build(_config(config_class, config), _dtype(dtype))
+        module = _build(made, _dtype(dtype))
     return prepare(module, device, prepack=prepack)
 
 
@@ -117,6 +146,20 @@ def _build(config: PreTrainedConfig, dtype: torch.dtype) -> nn.Module:
             f"model.config: no model can be built of this {type(config).__name__}: {in_one_line(error)}"
         ) from error
     return module
+
+
+def _check_room(config: PreTrainedConfig, dtype: torch.dtype, device: str) -> None:
+    """Refuse random weights that do not fit the memory that is free, before any is drawn."""
+    with torch.device("meta"):
+        module = _build(config, dtype)
+    needed = sum(weight.nbytes for weight in module.parameters())
+    free = free_memory_bytes(torch.device(device))
+    if free is not None and needed > free:
+        raise UserError(
+            f"model: {type(config).__name__} in {dtype} has {needed / 2**30:.1f} GiB of weights, and "
+            f"{free / 2**30:.1f} GiB of memory are free on {device}: choose a smaller model, such as "
+            "model=tiny_llama, or a smaller model.dtype"
+        )
 
 
 def check_device(device: str) -> None:

@@ -14,6 +14,7 @@ from engine.core.errors import UserError
 from engine.core.policies.base import Limits
 
 STATUS = Path("/proc/self/status")
+MEMINFO = Path("/proc/meminfo")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
@@ -60,6 +61,16 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
     before = _status_bytes("VmRSS")
     run()
     return max(0, _status_bytes("VmHWM") - before)
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device, that of the machine for a CPU; None if the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not MEMINFO.is_file():
+        return None
+    words = (line.split() for line in MEMINFO.read_text().splitlines())
+    return next((int(line[1]) << 10 for line in words if line[0] == "MemAvailable:"), None)
 
 
 def _return_free_memory() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.core.errors import UserError
+from engine.core.fields import Count, check_value
 from sim.cost.base import StepFeatures
 from sim.hardware import Hardware, ModelShape
 
@@ -24,9 +24,8 @@ class Roofline:
     How far that is from a measured run of vLLM stands in sim/cost/README.md.
     """
 
-    def __init__(self, model: ModelShape, hardware: Hardware, block_size: int) -> None:
-        if block_size < 1:
-            raise UserError(f"block_size is {block_size}, must be at least 1 token")
+    def __init__(self, model: ModelShape, hardware: Hardware, block_size: Count) -> None:
+        check_value("Roofline.block_size", block_size, Count)
         self._key = (model, hardware.name, block_size)
         linear = hardware.ceilings(hardware.linear, model.dtype)
         prefill = hardware.ceilings(hardware.prefill_attention, model.dtype)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 
+from engine.core.fields import AtLeast, check_fields
 from sim.workloads.base import IntArray, WorkloadError, check_span
 
 NS_PER_S = 1_000_000_000
@@ -28,11 +29,11 @@ class GammaArrivals:
     is burstier, more is steadier.
     """
 
-    burstiness: float = 1.0
+    burstiness: Annotated[float, AtLeast(1e-6)] = 1.0
+    """1 is a Poisson process."""
 
     def __post_init__(self) -> None:
-        if not 1e-6 <= self.burstiness < np.inf:
-            raise WorkloadError(f"burstiness is {self.burstiness}, must be at least 1e-6 (1 is Poisson)")
+        check_fields(self)
 
     def times_ns(self, rng: np.random.Generator, num_requests: int, rate_per_s: float | None) -> IntArray:
         """The first n times are the same however many follow."""

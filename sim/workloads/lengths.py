@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import numpy as np
 from scipy.special import ndtri
 
+from engine.core.fields import AtLeast, Count, NonNegative, check_fields
 from sim.workloads.base import FloatArray, IntArray, WorkloadError
 
 
@@ -46,11 +47,10 @@ class Lengths(ABC):
 class Fixed(Lengths):
     """Always the same length."""
 
-    num_tokens: int
+    num_tokens: Count
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1:
-            raise WorkloadError(f"Fixed: num_tokens is {self.num_tokens}, must be at least 1")
+        check_fields(self)
 
     def at(self, u: FloatArray) -> IntArray:
         """That length."""
@@ -61,14 +61,13 @@ class Fixed(Lengths):
 class Uniform(Lengths):
     """Every whole number from `low` to `high`, both included, equally often."""
 
-    low: int
-    high: int
+    low: Count
+    high: Count
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.high:
-            raise WorkloadError(
-                f"Uniform: needs 1 <= low <= high, but low is {self.low} and high {self.high}"
-            )
+        check_fields(self)
+        if self.low > self.high:
+            raise WorkloadError(f"Uniform: low is {self.low}, which is above high ({self.high})")
 
     def at(self, u: FloatArray) -> IntArray:
         """`low` + floor(u x number of values)."""
@@ -82,16 +81,12 @@ class LogNormal(Lengths):
     Before that, its mean is median_tokens x exp(sigma^2 / 2).
     """
 
-    median_tokens: float
-    sigma: float
-    max_tokens: int = 1_000_000
+    median_tokens: Annotated[float, AtLeast(1)]
+    sigma: NonNegative
+    max_tokens: Count = 1_000_000
 
     def __post_init__(self) -> None:
-        if not (1 <= self.median_tokens < np.inf and 0 <= self.sigma < np.inf and self.max_tokens >= 1):
-            raise WorkloadError(
-                "LogNormal: needs median_tokens >= 1, sigma >= 0 and max_tokens >= 1, but they are "
-                f"{self.median_tokens}, {self.sigma} and {self.max_tokens}"
-            )
+        check_fields(self)
 
     def at(self, u: FloatArray) -> IntArray:
         """The normal quantile, exponentiated; clipped before that, so that it cannot overflow."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 
+from engine.core.fields import AtLeast, AtMost, Count, check_fields
 from sim.workloads.base import FloatArray, IntArray, WorkloadError
 from sim.workloads.lengths import Lengths
 
@@ -16,12 +18,13 @@ from sim.workloads.lengths import Lengths
 class EmpiricalQuantiles(Lengths):
     """A measured distribution: lengths at some cumulative probabilities, and straight lines between them."""
 
-    probabilities: Sequence[float]
+    probabilities: Sequence[Annotated[float, AtLeast(0), AtMost(1)]]
     """From 0 to 1, ascending."""
-    tokens: Sequence[float]
+    tokens: Sequence[Annotated[float, AtLeast(1)]]
     """The length at each: the smallest first, the largest last."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         p, q = list(self.probabilities), list(self.tokens)
         if len(p) != len(q) or len(p) < 2:
             raise WorkloadError(
@@ -31,10 +34,8 @@ class EmpiricalQuantiles(Lengths):
             raise WorkloadError(
                 f"EmpiricalQuantiles: probabilities must ascend from 0 to 1, but they are {p}"
             )
-        if not (q[0] >= 1 and q[-1] < np.inf and all(a <= b for a, b in pairwise(q))):
-            raise WorkloadError(
-                f"EmpiricalQuantiles: tokens must not descend, the first at least 1, but are {q}"
-            )
+        if not all(a <= b for a, b in pairwise(q)):
+            raise WorkloadError(f"EmpiricalQuantiles: tokens must not descend, but they are {q}")
 
     def at(self, u: FloatArray) -> IntArray:
         """Interpolated, then rounded to whole tokens."""
@@ -49,10 +50,11 @@ class ByPromptLength:
     has no upper bound.
     """
 
-    upper_bounds: Sequence[int]
+    upper_bounds: Sequence[Count]
     bands: Sequence[Lengths]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         bounds = list(self.upper_bounds)
         if len(self.bands) != len(bounds) + 1:
             raise WorkloadError(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from engine.core.backend import RequestSpec, Sampling
+from engine.core.fields import Count, Natural, NonNegative, Share, check_fields
 from sim.streams import stream
 from sim.workloads.base import IntArray, Prepared, Rows, WorkloadError
 from sim.workloads.transform import FITS
@@ -18,33 +20,25 @@ from sim.workloads.treatment import treatment
 class Shape:
     """Options that every workload has; what is left to chance depends on (seed, row), so slices agree."""
 
-    fit_lengths: str = "none"
+    fit_lengths: Literal["scale", "clip", "none"] = "none"
     """What to do with requests longer than the model's window: scale, clip or none (see transform.py)."""
-    fit_quantile: float = 0.99
+    fit_quantile: Share = 0.99
     """scale: this share of the requests fits by scaling alone, longer ones are clipped. 1: none are."""
-    max_tokens: int | None = None
+    max_tokens: Count | None = None
     """The limit on output tokens that the server is told; None: what the window leaves, as vLLM's default."""
-    n: int = 1
+    n: Count = 1
     """Sequences sampled in parallel from each prompt."""
-    priorities: Mapping[int, float] | None = None
+    priorities: Mapping[int, NonNegative] | None = None
     """Priority (lower goes first) -> weight with which it is drawn; None: all 0."""
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop_token_ids: Sequence[int] = ()
+    temperature: NonNegative = 0.0
+    top_k: Natural = 0
+    top_p: Share = 1.0
+    stop_token_ids: Sequence[Natural] = ()
 
     def __post_init__(self) -> None:
-        weights = {0: 1.0} if self.priorities is None else self.priorities
-        rules = (
-            ("fit_lengths", self.fit_lengths in FITS, f"choose one of {', '.join(FITS)}"),
-            ("fit_quantile", 0 < self.fit_quantile <= 1, "must be above 0 and at most 1"),
-            ("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "must be at least 1, or null"),
-            ("n", self.n >= 1, "must be at least 1"),
-            ("priorities", _are_weights(weights), "must map whole numbers to weights: {0: 0.9, 1: 0.1}"),
-        )
-        for name, holds, advice in rules:
-            if not holds:
-                raise WorkloadError(f"{name} is {getattr(self, name)!r}: {advice}")
+        check_fields(self)
+        if self.priorities is not None and not sum(self.priorities.values()):
+            raise WorkloadError(f"priorities are {self.priorities}: one weight at least must be above 0")
         self._sampling(seed=0)  # refuses what cannot be sampled with
 
     def prepare(self, source: Rows, max_model_len: int, seed: int, num_available: int) -> Prepared:
@@ -112,14 +106,6 @@ class Shape:
         return rng.choice(
             np.array(list(self.priorities), np.int64), size=num_drawn, p=weights / weights.sum()
         )
-
-
-def _are_weights(weights: Mapping[int, float]) -> bool:
-    return (
-        all(isinstance(priority, int) for priority in weights)
-        and all(0 <= weight < np.inf for weight in weights.values())
-        and sum(weights.values()) > 0
-    )
 
 
 def _at_least_one(rows: Rows) -> Rows:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.core.fields import Count, Natural, Positive, check_fields
 from sim.streams import stream
 from sim.workloads.arrivals import Arrivals, GammaArrivals
-from sim.workloads.base import Prepared, Rows, Workload, WorkloadError, ordered_rows
+from sim.workloads.base import Prepared, Rows, Workload, ordered_rows
 from sim.workloads.lengths import Lengths, OutputLengths
 from sim.workloads.shape import Shape
 
@@ -19,17 +20,16 @@ class Synthetic(Workload):
     outputs leaves the prompts as they were.
     """
 
-    num_requests: int
+    num_requests: Count
     prompt_lengths: Lengths
     output_lengths: OutputLengths
-    rate_per_s: float | None = None
+    rate_per_s: Positive | None = None
     arrivals: Arrivals = field(default_factory=GammaArrivals)
-    seed: int = 0
+    seed: Natural = 0
     shape: Shape = field(default_factory=Shape)
 
     def __post_init__(self) -> None:
-        if self.num_requests < 1:
-            raise WorkloadError(f"num_requests is {self.num_requests}, must be at least 1")
+        check_fields(self)
 
     def draw(self) -> Rows:
         """Arrivals and lengths before they are fitted to a model."""

@@ -219,7 +219,7 @@ def test_priorities_are_drawn_by_weight_and_no_slice_changes_them() -> None:
 )
 def test_options_out_of_range_are_named(bad: dict[str, Any]) -> None:
     (name,) = bad
-    with pytest.raises(UserError, match=rf"^(Sampling\.)?{name}(\[\d\])? is "):
+    with pytest.raises(UserError, match=rf"^(a key of )?(Shape\.|Sampling\.)?{name}(\[\d\]|\.\d)? (is|are) "):
         Shape(**bad)
 
 

@@ -1,0 +1,106 @@
+"""The keys at the root of a configuration: one dataclass an entry point, whose annotations are checked.
+
+They are not built: an entry point reads the configuration itself, which has passed the check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.core.backend import Backend, Capacity
+from engine.core.fields import Count, Natural, NonNegative, Positive
+from engine.core.policies.base import (
+    Admission,
+    Batching,
+    Limits,
+    Order,
+    Reservation,
+    Restore,
+    Victim,
+)
+from sim.cost.base import CostModel
+from sim.hardware import Hardware
+from sim.workloads.base import Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SloMs:
+    """Limits of a good request in milliseconds; None: no limit."""
+
+    ttft: NonNegative | None
+    tpot: NonNegative | None
+    e2el: NonNegative | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """`experiments.run`: the config groups, and what the command itself takes."""
+
+    order: Order
+    admission: Admission
+    batching: Batching
+    victim: Victim
+    restore: Restore
+    reservation: Reservation
+    limits: Limits
+    pool: Capacity
+    model: Any
+    workload: Workload
+    cost: CostModel
+    backend: Backend
+    driver: Any
+    world: Literal["simulated", "measured"]
+    seed: Natural
+    journal: Literal["off", "inputs", "plans"]
+    laws: bool
+    plots: bool
+    timeline: bool
+    slo_ms: SloMs
+    num_warm_up_requests: Natural
+    fit_lengths: Literal["scale", "clip", "none"] | None = None
+    max_requests: Count | None = None
+    """These two, for workloads that do not say otherwise."""
+    hardware: Hardware | None = None
+    """Comes with backend=simulated."""
+    clock: Any = None
+    attention: Any = None
+    """These two come with backend=torch; they live where torch does, which a simulation does not import."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """The axes that a contender names itself; the others are those of the composition."""
+
+    order: Order | None = None
+    admission: Admission | None = None
+    batching: Batching | None = None
+    victim: Victim | None = None
+    restore: Restore | None = None
+    reservation: Reservation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrating:
+    """The group `calibration`."""
+
+    num_rounds: Count
+    workloads: Mapping[str, Workload]
+    contenders: Mapping[str, Contender]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrateOptions(RunOptions):
+    """`experiments.calibrate`."""
+
+    calibration: Calibrating
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidateOptions(CalibrateOptions):
+    """`experiments.validate`."""
+
+    contenders: Mapping[str, Contender]
+    num_repeats: Count
+    load: Positive | None
