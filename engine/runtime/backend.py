@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -10,17 +11,25 @@ from time import perf_counter_ns
 from typing import Any
 
 import torch
-from pagedkv import KVLayout, PagedAttention, Piece, StepLimits, batch_order
+from pagedkv import KVLayout, PagedAttention, Piece, StepLimits
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
-from engine.core.fields import Count, Natural
+from engine.core.fields import Count, Natural, Share
 from engine.core.plan import Chunk, Finish, FinishReason, StepPlan, StepResult, Transfer
 from engine.core.policies.base import Limits
 from engine.runtime.kernels import Kernels, Reference
+from engine.runtime.memory import device_memory, peak_bytes
 from engine.runtime.model import LoadedModel
-from engine.runtime.pools import Pools
-from engine.runtime.profiling import MemoryProfile, largest_step, peak_bytes
+from engine.runtime.pools import Pools, check_room
+from engine.runtime.profiling import (
+    PROFILED_TRANSFERS,
+    MemoryProfile,
+    budget_bytes,
+    largest_steps,
+    profiled_draws,
+    profiled_pieces,
+)
 from engine.runtime.sampler import Draw, finish_reason
 from engine.runtime.sequences import Sequences
 from engine.runtime.timing import timed
@@ -31,14 +40,16 @@ REFERENCE = Reference()
 class TorchBackend:
     """The real backend (engine.core.backend.Backend); one plan after another on a thread of its own.
 
-    The pool has `num_blocks` blocks, or, if that is None, as many as `memory_bytes` leaves room for once the
-    weights and the largest step are paid for; `num_host_blocks` None: as many on the host. `seed` names the
-    streams of token ids for traces that have lengths only. A CPU works with `num_threads` threads; None
-    leaves torch's choice. `attention` says which kernels attend and copy blocks.
+    The pool has `num_blocks` blocks; or as many as there is room for once the weights and the largest step
+    are paid for, out of `memory_bytes`, or out of the share `utilization` of the device's memory. On the host
+    there are `num_host_blocks`; None: as many as on the device. `seed` names the streams of token ids for
+    traces that have lengths only. A CPU works with `num_threads` threads; None leaves torch's choice.
+    `attention` says which kernels attend and copy blocks.
 
     Raises:
-        ValueError: neither or both of num_blocks and memory_bytes are given, the pool has no room for a
-            single block, the model does not know max_model_len positions, or the kernels cannot run here.
+        UserError: not one of num_blocks, memory_bytes and utilization is given, the pool has no room for a
+            single block, or takes more than is free, the model does not know max_model_len positions, or the
+            kernels cannot run here.
     """
 
     def __init__(
@@ -49,13 +60,16 @@ class TorchBackend:
         block_size: Count = 16,
         num_blocks: Natural | None = None,
         memory_bytes: Count | None = None,
+        utilization: Share | None = None,
         num_host_blocks: Natural | None = 0,
         seed: Natural = 0,
         num_threads: Count | None = None,
         attention: Kernels = REFERENCE,
     ) -> None:
-        if (num_blocks is None) == (memory_bytes is None):
-            raise UserError("give either num_blocks or memory_bytes, to say how large the KV pool is")
+        if (num_blocks, memory_bytes, utilization).count(None) != 2:
+            raise UserError("give one of num_blocks, memory_bytes and utilization: how large the KV pool is")
+        if utilization is not None and not 0 < utilization <= 1:
+            raise UserError(f"utilization is {utilization}: give a share, above 0 and at most 1")
         if model.max_positions is not None and limits.max_model_len > model.max_positions:
             raise UserError(
                 f"max_model_len is {limits.max_model_len}, {model.name} knows {model.max_positions} positions"
@@ -68,21 +82,25 @@ class TorchBackend:
         self.layout = KVLayout(shape.num_layers, shape.num_kv_heads, shape.head_dim, block_size)
         self._kernels = attention
         self.sequences = Sequences(model.vocab_size, seed)
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        device = next(model.module.parameters()).device  # with its index
+        self._worker = ThreadPoolExecutor(
+            1, "torch-backend", initializer=_prepare_thread, initargs=(threads, device)
+        )
+        if utilization is not None:
+            memory_bytes = budget_bytes(device_memory(model.device), utilization, model.weight_bytes)
         self.profile: MemoryProfile | None = None
         """Where the memory went; None if num_blocks was given."""
         if memory_bytes is not None:
-            self.profile = self._profile(memory_bytes)
-            num_blocks = self.profile.pool_bytes // self.layout.block_bytes(model.dtype)
+            # Where the steps are to run: memory is kept by thread, and threads may have devices of their own.
+            step_bytes = self._worker.submit(peak_bytes, self._largest_steps, model.device).result()
+            self.profile = MemoryProfile(memory_bytes, model.weight_bytes, step_bytes)
+            num_blocks = self._num_blocks_in(self.profile.pool_bytes, num_host_blocks)
         assert num_blocks is not None
         if num_host_blocks is None:
             num_host_blocks = num_blocks
         self._capacity = Capacity(num_blocks, num_host_blocks, block_size)
-        self.pools = Pools(self.layout, model.dtype, model.device, num_blocks, num_host_blocks, attention)
-        self._attention = self._attention_on(self.pools.device)
-        threads = torch.get_num_threads() if num_threads is None else num_threads
-        self._worker = ThreadPoolExecutor(
-            1, "torch-backend", initializer=torch.set_num_threads, initargs=(threads,)
-        )
+        self.pools, self._attention = self._worker.submit(self._allocate, self._capacity).result()
 
     @property
     def capacity(self) -> Capacity:
@@ -202,19 +220,41 @@ class TorchBackend:
         largest = StepLimits(limits.max_num_seqs, limits.max_num_batched_tokens, limits.max_model_len)
         return self._kernels.attention(self.layout, pool, self.model.attention_shape.num_q_heads, largest)
 
-    def _profile(self, memory_bytes: int) -> MemoryProfile:
-        """Measure the largest step, on a pool of one block that stands for all of them."""
+    def _allocate(self, capacity: Capacity) -> tuple[Pools, PagedAttention[Any]]:
+        """The pools, and attention on them; UserError if they take more memory than is free."""
+        check_room(self.model.device, capacity, self.layout.block_bytes(self.model.dtype))
+        pools = self._pools(capacity.num_blocks, capacity.num_host_blocks)
+        return pools, self._attention_on(pools.device)
 
-        @torch.inference_mode()
-        def run() -> None:
-            pool = self.layout.allocate(1, self.model.dtype, self.model.device)
-            block_ids = [0] * self.layout.num_blocks(self.limits.max_model_len)
-            pieces = [Piece(start, num_tokens, block_ids) for start, num_tokens in largest_step(self.limits)]
-            pieces = [pieces[i] for i in batch_order(pieces)]
+    def _num_blocks_in(self, pool_bytes: int, num_host_blocks: int | None) -> int:
+        """Device blocks that fit; the host's come out of the same memory if the device is the host."""
+        num_blocks = pool_bytes // self.layout.block_bytes(self.model.dtype)
+        if self.model.device.type != "cpu":
+            return num_blocks
+        return num_blocks // 2 if num_host_blocks is None else max(0, num_blocks - num_host_blocks)
+
+    def _pools(self, num_blocks: int, num_host_blocks: int) -> Pools:
+        device, dtype = self.model.device, self.model.dtype
+        return Pools(self.layout, dtype, device, num_blocks, num_host_blocks, self._kernels)
+
+    @torch.inference_mode()
+    def _largest_steps(self) -> None:
+        """Run the steps that can take the most memory, and every kind of transfer."""
+        pools = self._pools(2, 1)
+        attention = self._attention_on(pools.device)
+        pools.execute(PROFILED_TRANSFERS)
+        pools.device[1] = math.nan
+        # Twice: from the second time on, the C library serves what it has freed from a heap of its own.
+        for step in 2 * largest_steps(self.limits, self.layout.block_size):
+            pieces = profiled_pieces(step, self.layout.block_size)
             num_tokens = sum(piece.num_tokens for piece in pieces)
             kept_rows = range(min(num_tokens, self.limits.max_num_seqs))
-            self._forward([0] * num_tokens, pieces, kept_rows, self._attention_on(pool)).float().argmax(
-                dim=-1
-            )
+            logits = self._forward([0] * num_tokens, pieces, kept_rows, attention)
+            self._kernels.sample(logits, profiled_draws(len(logits)))
 
-        return MemoryProfile(memory_bytes, self.model.weight_bytes, peak_bytes(run, self.model.device))
+
+def _prepare_thread(num_threads: int, device: torch.device) -> None:
+    """A new thread has the first GPU as its own, and launches kernels there whatever their tensors say."""
+    torch.set_num_threads(num_threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -21,7 +21,7 @@ from engine.runtime.checkpoint import in_one_line, read_checkpoint
 from engine.runtime.decoder import Decoder
 from engine.runtime.linear import PackedLinear, Packing, pack_linears
 from engine.runtime.look import AttentionShape, look
-from engine.runtime.profiling import free_memory_bytes
+from engine.runtime.memory import device_memory
 from engine.runtime.reach import UnsupportedModelError, refusing
 
 DataType = Literal["float32", "bfloat16", "float16"]
@@ -153,8 +153,8 @@ def _check_room(config: PreTrainedConfig, dtype: torch.dtype, device: str) -> No
     with torch.device("meta"):
         module = _build(config, dtype)
     needed = sum(weight.nbytes for weight in module.parameters())
-    free = free_memory_bytes(torch.device(device))
-    if free is not None and needed > free:
+    free = device_memory(torch.device(device)).free_bytes
+    if needed > free:
         raise UserError(
             f"model: {type(config).__name__} in {dtype} has {needed / 2**30:.1f} GiB of weights, and "
             f"{free / 2**30:.1f} GiB of memory are free on {device}: choose a smaller model, such as "

@@ -1,21 +1,16 @@
-"""How much memory is left for KV: run the largest step there can be and give the pool what it leaves."""
+"""How much memory is left for KV: run the steps that can be the largest and give the pool what they leave."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
+from pagedkv import Piece, batch_order
 
-from engine.core.errors import UserError
+from engine.core.backend import Sampling
+from engine.core.plan import Transfer, TransferKind
 from engine.core.policies.base import Limits
-
-STATUS = Path("/proc/self/status")
-MEMINFO = Path("/proc/meminfo")
-CLEAR_REFS = Path("/proc/self/clear_refs")
+from engine.runtime.memory import DeviceMemory
+from engine.runtime.sampler import Draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,63 +28,63 @@ class MemoryProfile:
         return max(0, self.budget_bytes - self.weight_bytes - self.step_bytes)
 
 
-def largest_step(limits: Limits) -> list[tuple[int, int]]:
-    """Each sequence of the largest step, as (start, number of tokens): all at the end of full windows.
+def budget_bytes(memory: DeviceMemory, utilization: float, weight_bytes: int) -> int:
+    """The share `utilization` of a device, less what others hold; `memory` as it is with the weights there.
 
-    As few as possible have many tokens, so that as many as possible read a whole window for one token.
+    As in vLLM (gpu_memory_utilization): the whole process is to stay within that share, what the runtime of
+    the device takes for itself included.
     """
+    return int(utilization * memory.total_bytes) - (memory.used_bytes - weight_bytes)
+
+
+def largest_steps(limits: Limits, block_size: int) -> list[list[tuple[int, int]]]:
+    """The steps that can be the largest, each as (start, number of tokens) of its sequences.
+
+    All have every seat taken, at the ends of full windows; as few sequences as possible have many tokens, so
+    that as many as possible read a whole window for one token. The prompts begin at position 0, where nothing
+    is gathered and causal attention needs no mask; at position 1, where all but one of as many tokens want a
+    mask over the window; or behind a whole block, which may hold what is not finite, so that kernels take
+    care. In the last, decodes alone have contexts of different lengths, which takes masks, too.
+
+    The longest sequence that is computed has a token less than the window.
+    """
+    window = max(1, limits.max_model_len - 1)
+    heads = [head for head in dict.fromkeys((0, 1, block_size)) if head < window]
+    steps = [_whole_windows(limits, window, head) for head in heads]
+    num_decodes = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+    return [*steps, [(max(0, window - 1 - i), 1) for i in range(num_decodes)]]
+
+
+def _whole_windows(limits: Limits, window: int, head: int) -> list[tuple[int, int]]:
+    """Sequences that compute up to the end of their windows, from position `head` at the earliest."""
     pieces: list[tuple[int, int]] = []
     num_left = limits.max_num_batched_tokens
     for num_seats in range(limits.max_num_seqs, 0, -1):
-        num_tokens = min(limits.max_model_len, num_left - (num_seats - 1))
-        pieces.append((limits.max_model_len - num_tokens, num_tokens))
+        num_tokens = min(window - head, num_left - (num_seats - 1))
+        pieces.append((window - num_tokens, num_tokens))
         num_left -= num_tokens
     return pieces
 
 
-def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
-    """Memory that `run` needs at its peak, above what is held before it, in bytes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    _return_free_memory()
-    _reset_peak_rss()
-    before = _status_bytes("VmRSS")
-    run()
-    return max(0, _status_bytes("VmHWM") - before)
-
-
-def free_memory_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device, that of the machine for a CPU; None if the system does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu" or not MEMINFO.is_file():
-        return None
-    words = (line.split() for line in MEMINFO.read_text().splitlines())
-    return next((int(line[1]) << 10 for line in words if line[0] == "MemAvailable:"), None)
-
-
-def _return_free_memory() -> None:
-    """Have the allocator give back what it holds but does not use, or `run` would use that and seem to need
-    nothing.
+def profiled_pieces(step: list[tuple[int, int]], block_size: int) -> list[Piece]:
+    """In the order that attention wants, on two blocks that stand for all: sequences write to block 0, and
+    have block 1 wherever they only read.
     """
-    gc.collect()
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if malloc_trim is not None:
-        malloc_trim(0)
+    pieces = []
+    for start, num_tokens in step:
+        num_read, num_blocks = start // block_size, -(-(start + num_tokens) // block_size)
+        pieces.append(Piece(start, num_tokens, [1] * num_read + [0] * (num_blocks - num_read)))
+    return [pieces[i] for i in batch_order(pieces)]
 
 
-def _reset_peak_rss() -> None:
-    """Set the process's peak resident size back to its present one (proc(5), clear_refs, value 5)."""
-    CLEAR_REFS.write_text("5")
+def profiled_draws(num_rows: int) -> list[Draw]:
+    """One from each row, by what takes a sampler most: a sort of the vocabulary, and sums over it."""
+    return [Draw("profile", 0, row, 0, Sampling(temperature=1.0, top_p=0.9)) for row in range(num_rows)]
 
 
-def _status_bytes(field: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) << 10  # the file counts in kB
-    raise UserError(f"{STATUS} has no {field}: the memory of this system cannot be profiled; give num_blocks")
+PROFILED_TRANSFERS = (
+    Transfer(TransferKind.SWAP_OUT, "profile", (0,), (0,)),
+    Transfer(TransferKind.SWAP_IN, "profile", (0,), (0,)),
+    Transfer(TransferKind.COPY, "profile", (0,), (1,)),
+)
+"""Every kind, so that whatever they load is loaded."""

@@ -5,6 +5,7 @@ import torch
 from pagedkv import KVLayout
 
 from engine.core.backend import Sampling
+from engine.core.errors import UserError
 from engine.core.plan import (
     Batch,
     Chunk,
@@ -235,7 +236,16 @@ def test_pool_sizes_that_cannot_be(llama):
         TorchBackend(llama, LIMITS, num_blocks=0)
     with pytest.raises(ValueError, match="no room for a single block: raise the memory budget"):
         TorchBackend(llama, LIMITS, memory_bytes=1000)
-    with pytest.raises(ValueError, match="either num_blocks or memory_bytes"):
+    with pytest.raises(ValueError, match="give one of num_blocks, memory_bytes and utilization"):
         TorchBackend(llama, LIMITS)
+    with pytest.raises(UserError, match="give one of num_blocks, memory_bytes and utilization"):
+        TorchBackend(llama, LIMITS, num_blocks=5, utilization=0.5)
+    for share in (0, -0.5, 1.01, float("nan")):
+        with pytest.raises(UserError, match=f"utilization is {share}: give a share"):
+            TorchBackend(llama, LIMITS, utilization=share)
+    with pytest.raises(UserError, match=r"a KV pool of 1,000,000,000 blocks .* are free: lower num_blocks"):
+        TorchBackend(llama, LIMITS, num_blocks=10**9)
+    with pytest.raises(UserError, match="are free: lower num_blocks"):
+        TorchBackend(llama, LIMITS, num_blocks=5, num_host_blocks=10**9)
     with pytest.raises(ValueError, match="max_model_len is 500, LlamaForCausalLM knows 128 positions"):
         TorchBackend(llama, LIMITS.__class__(8, 100, 500), num_blocks=5)

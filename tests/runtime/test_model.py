@@ -12,7 +12,6 @@ from engine.runtime.attention import AttentionContext, paged_attention
 from engine.runtime.backend import TorchBackend
 from engine.runtime.linear import PackedLinear, compute_dtype_on_cpu, pack_linears
 from engine.runtime.model import load_dummy, prepare
-from engine.runtime.profiling import largest_step, peak_bytes
 from engine.runtime.reach import UnsupportedModelError
 from tests.runtime.support import CONFIGS, LIMITS, SMALL, build, load, prompts, request, run
 
@@ -201,36 +200,3 @@ def test_half_precision_models_are_served(dtype):
     specs = [request(f"r{i}", prompt, 6) for i, prompt in enumerate(prompts((5, 17)))]
     recorder = run(model, specs, chunked=True)
     assert [len(tokens) for tokens in recorder.tokens.values()] == [6, 6]
-
-
-def test_the_pool_gets_what_weights_and_the_largest_step_leave(monkeypatch):
-    model = load("llama")
-    monkeypatch.setattr("engine.runtime.backend.peak_bytes", lambda run, device: (run(), 5_000_000)[1])
-    block_bytes = 3 * 2 * 4 * 2 * 8 * 4
-    budget = model.weight_bytes + 5_000_000 + 37 * block_bytes + 99
-    backend = TorchBackend(model, LIMITS, block_size=4, memory_bytes=budget)
-    assert backend.capacity.num_blocks == 37
-    assert backend.profile.pool_bytes == 37 * block_bytes + 99
-
-
-def test_a_real_profile_leaves_less_than_the_budget():
-    model = load("llama")
-    backend = TorchBackend(model, LIMITS, block_size=4, memory_bytes=200 << 20)
-    assert 0 < backend.profile.step_bytes < 150 << 20
-    held = backend.pools.device.nbytes + backend.profile.step_bytes + model.weight_bytes
-    assert 0 <= (200 << 20) - held < backend.layout.block_bytes(torch.float32)
-
-
-def test_peak_memory_is_that_of_the_call():
-    def use():
-        torch.ones(50 << 18)  # 50 MiB, freed at once
-
-    assert 45 << 20 < peak_bytes(use, torch.device("cpu")) < 80 << 20
-
-
-def test_the_largest_step_is_as_large_as_the_limits():
-    limits = LIMITS.__class__(max_num_seqs=4, max_num_batched_tokens=300, max_model_len=128)
-    pieces = largest_step(limits)
-    assert sum(num_tokens for _, num_tokens in pieces) == 300
-    assert pieces == [(0, 128), (0, 128), (85, 43), (127, 1)]
-    assert largest_step(LIMITS.__class__(3, 1000, 128)) == [(0, 128)] * 3
