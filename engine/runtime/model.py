@@ -110,7 +110,7 @@ def load_dummy(
     check_device(device)
     config_class = getattr(transformers, architecture, None)
     if not (isinstance(config_class, type) and issubclass(config_class, transformers.PreTrainedConfig)):
-        raise UserError(f"architecture {architecture!r}: transformers has no config class of this name")
+        raise UserError(f"model.architecture {architecture!r}: transformers has no config class of this name")
     made = _config(config_class, config)
     _check_room(made, _dtype(dtype), device)
     # transformers draws initial weights from the global generator; fork_rng gives it back as it was.
@@ -174,19 +174,20 @@ def check_device(device: str) -> None:
 
 
 def prepare(module: nn.Module, device: str = "cpu", *, prepack: bool = True) -> LoadedModel:
-    """Make a transformers decoder servable: on its device, in inference mode, attention routed, weights
-    prepacked.
+    """Make a transformers decoder servable: on its device, in inference mode, attention routed, compared with
+    its own (`engine.runtime.check`), weights prepacked.
 
     Raises:
         UnsupportedModelError: it computes its attention outside transformers' attention interface, in a way
-            that is not known, or with a position encoding that depends on the whole batch.
+            that is not known, or with a position encoding that depends on the whole batch; or what the engine
+            would compute differs from what the model does.
     """
     config = module.config.get_text_config()  # type: ignore[union-attr, operator]
     max_positions = getattr(config, "max_position_embeddings", None)
-    _check_rope(config, max_positions)
     module = module.eval().requires_grad_(False).to(device)
     dtype = next(module.parameters()).dtype
     with refusing(type(module).__name__):
+        _check_rope(config, max_positions)
         context = install(module)
         seen = look(module, context)
         context.reaches = seen.reaches
@@ -235,5 +236,5 @@ def _check_rope(config: Any, max_positions: int | None) -> None:
 
 def _dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
-        raise UserError(f"dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
+        raise UserError(f"model.dtype {name!r} is not known: choose one of {', '.join(DTYPES)}")
     return DTYPES[name]
