@@ -37,6 +37,7 @@ from engine.runtime.backend import TorchBackend
 from engine.runtime.clock import VirtualClock
 from engine.runtime.loop import serve
 from engine.runtime.model import DTYPES, load_dummy
+from experiments.errors import plain_errors
 
 LLAMA_100M: dict[str, Any] = {
     "vocab_size": 32000,
@@ -112,10 +113,11 @@ def read_workload(path: Path) -> list[RequestSpec]:
     """The requests of a workload file.
 
     Raises:
-        ValueError: a request lacks a field; the file and the request are named.
+        UserError: there is no such file, it is no such workload, or a request lacks a field; file and request
+            are named.
     """
     specs = []
-    for i, request in enumerate(json.loads(path.read_text())["requests"]):
+    for i, request in enumerate(_requests(path)):
         try:
             prompt, length = tuple(request["prompt_token_ids"]), request["max_new_tokens"]
             specs.append(
@@ -124,6 +126,20 @@ def read_workload(path: Path) -> list[RequestSpec]:
         except KeyError as missing:
             raise UserError(f"{path}: request {i} has no {missing}") from None
     return specs
+
+
+def _requests(path: Path) -> list[dict[str, Any]]:
+    """The rows of a workload file."""
+    try:
+        workload = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--workload {path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"--workload {path}: not JSON: {error}") from None
+    requests = workload.get("requests") if isinstance(workload, dict) else None
+    if not isinstance(requests, list) or not all(isinstance(request, dict) for request in requests):
+        raise UserError(f'--workload {path}: not an object with a list "requests" of objects')
+    return requests
 
 
 def measure(name: str, specs: Sequence[RequestSpec], run: Callable[[], Outputs]) -> Measurement:
@@ -228,6 +244,7 @@ def report(measurements: Sequence[Measurement], dtype: str, console: Console) ->
     console.print(table)
 
 
+@plain_errors
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Limits
 from engine.runtime.backend import TorchBackend
 from engine.runtime.model import LoadedModel
 from experiments.compose import build, contenders_from_config, served_model, stage_from_config
@@ -33,7 +33,7 @@ from experiments.options import CalibrateOptions
 from experiments.output import print_files, print_line, stdout_console
 from experiments.samples import StepSamples
 from experiments.twin import twin_command
-from experiments.worlds import Run, Stage
+from experiments.worlds import MakePolicies, Run, Stage
 from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
@@ -53,13 +53,13 @@ class Calibration:
         limits: Limits,
         model: Mapping[str, Any],
         pairs_per_token: float,
-        contenders: Mapping[str, Policies],
+        contenders: Mapping[str, MakePolicies],
         workloads: Mapping[str, Sequence[RequestSpec]],
     ) -> None:
         self.samples = StepSamples()
         self._stage = stage
         self._pairs_per_token = pairs_per_token
-        policies_by_name = {name: str(policies) for name, policies in contenders.items()}
+        policies_by_name = {name: str(make()) for name, make in contenders.items()}
         self.setup = Setup(model, stage.backend.capacity, limits, policies_by_name)
         # With a journal, since the runs to be predicted write one: it is part of the period of a step.
         journal = Path(os.devnull)
@@ -67,13 +67,13 @@ class Calibration:
             Run(
                 specs,
                 limits,
-                policies,
+                make_policies,
                 f"calibrating: {name}, {contender}",
                 journal,
                 observers=(self.samples,),
             )
             for name, specs in workloads.items()
-            for contender, policies in contenders.items()
+            for contender, make_policies in contenders.items()
         ]
 
     @classmethod

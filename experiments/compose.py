@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +14,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from engine.core.errors import UserError
+from engine.core.fields import annotations_of, check_value
 from engine.core.policies.base import Policies
 from engine.telemetry.schema import World
 from experiments.check import check
-from experiments.worlds import Stage
+from experiments.worlds import MakePolicies, Stage
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 UNMEASURED = "sim.cost.base.unmeasured"
@@ -48,18 +50,46 @@ def policies_from_config(config: DictConfig, **replaced: Any) -> Policies:
         UserError: they cannot work under the limits of the configuration.
     """
     nodes = {field.name: replaced.get(field.name, config[field.name]) for field in fields(Policies)}
-    policies = Policies(**{axis: build(node) for axis, node in nodes.items()})
-    policies.check(build(config.limits))  # every scheduler does, but only when a model has been loaded
-    return policies
+    policies = {axis: build(node) for axis, node in nodes.items()}
+    for axis, protocol in annotations_of(Policies).items():
+        check_value(axis, policies[axis], protocol)
+    built = Policies(**policies)
+    built.check(build(config.limits))  # every scheduler does, but only when a model has been loaded
+    return built
 
 
-def contenders_from_config(config: DictConfig, contenders: DictConfig | None = None) -> dict[str, Policies]:
-    """Policies by name: the composition, but for the axes that a contender names itself.
+def policies_maker(config: DictConfig, **replaced: Any) -> MakePolicies:
+    """What builds these policies anew for each run. Raises UserError now if it cannot build them."""
+    policies_from_config(config, **replaced)
+    return partial(policies_from_config, config, **replaced)
 
+
+def contenders_from_config(
+    config: DictConfig, contenders: DictConfig | None = None
+) -> dict[str, MakePolicies]:
+    """What builds the policies of each contender, by name.
+
+    They are the composition, but for the axes that a contender names itself.
     `contenders` is a node of `config`; None for those to compare.
     """
     named = config.contenders if contenders is None else contenders
-    return {str(name): policies_from_config(config, **axes) for name, axes in named.items()}
+    return {str(name): policies_maker(config, **axes) for name, axes in named.items()}
+
+
+def check_no_choice_is_lost(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse an axis that was chosen on the command line if every contender names its own.
+
+    Raises:
+        UserError: names the override and says how to change the contenders.
+    """
+    for field in fields(Policies):
+        chosen = next((text for text in overrides if text.startswith(f"{field.name}=")), None)
+        if chosen is not None and all(field.name in axes for axes in config.contenders.values()):
+            example = f"{field.name}@contenders.{next(iter(config.contenders))}.{chosen}"
+            raise UserError(
+                f"{chosen} would have no effect: contenders {', '.join(map(str, config.contenders))} name "
+                f"their own {field.name}. Change one, such as {example}"
+            )
 
 
 def with_fitted_costs(config: DictConfig, path: Path) -> DictConfig:

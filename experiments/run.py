@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from engine.telemetry.schema import World
-from experiments.compose import build, config_text, policies_from_config, stage_from_config
+from experiments.compose import build, config_text, policies_maker, stage_from_config
 from experiments.errors import entry_point
 from experiments.options import RunOptions
 from experiments.output import (
@@ -35,19 +35,19 @@ from sim.workloads.base import Prepared
 
 def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcome, Prepared]:
     """Compose the world that `config` describes, say what it will serve, and serve it."""
-    policies, limits = policies_from_config(config), build(config.limits)
+    make_policies, limits = policies_maker(config), build(config.limits)
     workload: Prepared = build(config.workload).prepare(limits.max_model_len)
     specs = workload.specs
     print_workload(console, workload)
     stage = stage_from_config(config)
     if config.num_warm_up_requests:
-        stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, policies))
+        stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, make_policies))
     journal_path = None if config.journal == "off" else directory / JOURNAL
     outcome = stage.play(
         Run(
             specs,
             limits,
-            policies,
+            make_policies,
             title=str(config.world),
             journal_path=journal_path,
             with_plans=config.journal == "plans",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich import box
 from rich.markup import escape
@@ -25,12 +26,13 @@ from rich.table import Table
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Limits
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration, coefficient_table, provenance, write_calibration
 from experiments.compare import METRICS, Summary, compare
 from experiments.compose import (
     build,
+    check_no_choice_is_lost,
     config_text,
     contenders_from_config,
     stage_from_config,
@@ -53,7 +55,7 @@ from experiments.output import (
 )
 from experiments.samples import StepSamples
 from experiments.tables import comparison_table, winners_table
-from experiments.worlds import Outcome, Run, Stage, replays_equal
+from experiments.worlds import MakePolicies, Outcome, Run, Stage, replays_equal
 from sim.backend import SimulatedBackend
 from sim.cost.base import CostModel
 from sim.loop import simulate
@@ -69,7 +71,7 @@ class Trial:
 
     contender: str
     folder: Path
-    policies: Policies
+    make_policies: MakePolicies
     outcome: Outcome
     samples: StepSamples
 
@@ -88,13 +90,13 @@ def capacity_per_s(stage: Stage, run: Run) -> float:
 
 
 def workload_at_load(
-    config: DictConfig, twin: Stage, limits: Limits, contenders: Mapping[str, Policies]
+    config: DictConfig, twin: Stage, limits: Limits, contenders: Mapping[str, MakePolicies]
 ) -> Prepared:
     """The requests at `config.load` times the rate that the slowest contender serves; noted in `config`."""
     workload: Prepared = build(config.workload).prepare(limits.max_model_len)
     if config.load is None:
         return workload
-    runs = [Run(workload.specs, limits, policies) for policies in contenders.values()]
+    runs = [Run(workload.specs, limits, make_policies) for make_policies in contenders.values()]
     slowest = min(capacity_per_s(twin, run) for run in runs)
     config.workload.rate_per_s = round(config.load * slowest, 3)
     at_load: Prepared = build(config.workload).prepare(limits.max_model_len)
@@ -119,7 +121,7 @@ def play(stage: Stage, run: Run, contender: str, name: str, directory: Path) -> 
     folder.mkdir(parents=True)
     samples = StepSamples()
     run = replace(run, title=folder.name, journal_path=folder / JOURNAL, observers=(samples,))
-    return Trial(contender, folder, run.policies, stage.play(run), samples)
+    return Trial(contender, folder, run.make_policies, stage.play(run), samples)
 
 
 def compared(trials: Sequence[Trial], summaries: Sequence[Summary]) -> pd.DataFrame:
@@ -159,7 +161,7 @@ def engine_table(trials: Sequence[Trial], cost: CostModel) -> Table:
         table.add_column(column, justify="left" if column in ("run", "replayed") else "right")
     for trial in trials:
         if trial.outcome.log.world is World.MEASURED:
-            equal = replays_equal(trial.folder / JOURNAL, trial.policies)
+            equal = replays_equal(trial.folder / JOURNAL, trial.make_policies())
             verdict = "byte-equal" if equal else "[red]DIFFERENT[/red]"
             error = f"{100 * trial.samples.total_error(cost):+.1f}"
             table.add_row(escape(trial.folder.name), f"{len(trial.outcome.log.steps):,}", verdict, error)
@@ -173,6 +175,7 @@ def main(config: DictConfig, directory: Path) -> None:
     console = stdout_console()
     if config.world != World.MEASURED:
         raise UserError("validate compares the simulator with an engine: choose backend=torch")
+    check_no_choice_is_lost(config, HydraConfig.get().overrides.task)
     limits = build(config.limits)
     # A bad trace is told now, not after the calibration.
     check_comparable(build(config.workload).requests(limits.max_model_len))
@@ -189,7 +192,7 @@ def main(config: DictConfig, directory: Path) -> None:
     workload = workload_at_load(config, first_guess, limits, contenders)
     print_workload(console, workload)
     print_line(console, describe_load(config))
-    runs = {name: Run(workload.specs, limits, policies) for name, policies in contenders.items()}
+    runs = {name: Run(workload.specs, limits, make) for name, make in contenders.items()}
     # After fitting and simulating, the engine's next run was 5.8 % slower than priced (mean of 17, standard
     # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not
     # proven.

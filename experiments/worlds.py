@@ -21,6 +21,9 @@ from experiments.effort import Effort, measured
 from experiments.progress import progress_bar
 from sim.backend import SimulatedBackend
 
+MakePolicies = Callable[[], Policies]
+"""Builds the policies anew."""
+
 Driver = Callable[[Serving, Sequence[RequestSpec]], int]
 """Serves a workload to its end; the time of that end in ns."""
 
@@ -51,7 +54,8 @@ class Run:
 
     specs: Sequence[RequestSpec]
     limits: Limits
-    policies: Policies
+    make_policies: MakePolicies
+    """Called for each time it is served, since a policy may keep state."""
     title: str = "serving"
     journal_path: Path | None = None
     with_plans: bool = True
@@ -90,7 +94,7 @@ class Stage:
             core = scheduler(
                 self.backend.capacity,
                 run.limits,
-                run.policies,
+                run.make_policies(),
                 sink,
                 with_plans=run.with_plans,
                 laws=run.laws,
@@ -103,7 +107,7 @@ class Stage:
 
     def warm_up(self, run: Run) -> None:
         """Serve a workload, all of it at once, and look away: the first steps of a process are slow."""
-        core = scheduler(self.backend.capacity, run.limits, run.policies)
+        core = scheduler(self.backend.capacity, run.limits, run.make_policies())
         specs = [replace(spec, arrival_ns=0) for spec in run.specs]
         self.make_driver()(Serving(core, self.backend), specs)
         if isinstance(self.backend, SimulatedBackend):

@@ -176,14 +176,19 @@ def test_no_preset_overrides_an_axis_that_was_chosen(axis: str) -> None:
                 assert composed("run", *overrides)[axis] == wanted, overrides
 
 
+def made(config: DictConfig) -> dict[str, Policies]:
+    """The policies of each contender."""
+    return {name: make() for name, make in contenders_from_config(config).items()}
+
+
 def test_both_contenders_differ_in_restore_alone() -> None:
-    contenders = contenders_from_config(composed("validate"))
+    contenders = made(composed("validate"))
     swap, recompute = contenders["swap"], contenders["recompute"]
     assert [axis for axis in AXES if getattr(swap, axis) != getattr(recompute, axis)] == ["restore"]
 
 
 def test_a_contender_is_added_on_the_command_line() -> None:
     config = composed("validate", "+victim@contenders.lowest.victim=lowest_priority")
-    contenders = contenders_from_config(config)
+    contenders = made(config)
     assert list(contenders) == ["swap", "recompute", "lowest"]
     assert contenders["lowest"].victim != contenders["swap"].victim

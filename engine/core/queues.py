@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import insort_left, insort_right
 
+from engine.core import answers
 from engine.core.policies.base import Order
 from engine.core.request import Request
 
@@ -34,7 +35,7 @@ class Queue(list[Request]):
         """
         order = self._order
         if order is not None and (order.ages or not self._is_sorted):
-            self.sort(key=lambda request: order.key(request, now_ns))
+            self.sort(key=lambda request: answers.key(order, request, now_ns))
             self._is_sorted = True
 
     def rearrange(self, requests: list[Request]) -> None:
@@ -51,7 +52,7 @@ class SortedQueue(Queue):
 
     def __init__(self, name: str, order: Order) -> None:
         super().__init__(name, order)
-        self._key = lambda request: order.key(request, request.arrival_ns)
+        self._key = lambda request: answers.key(order, request, request.arrival_ns)
 
     def join(self, request: Request) -> None:
         """Stand behind those who go first."""

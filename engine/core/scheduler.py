@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from engine.core import answers
 from engine.core.backend import Capacity
 from engine.core.errors import UserError
 from engine.core.kv_cache import KVCache
@@ -292,7 +293,8 @@ class Scheduler:
         if request.n > num_seats:
             return f"n = {request.n} sequences, and limits.max_num_seqs is {num_seats}: raise it or lower n"
         if self.policies.admission.screens_arrivals:
-            return self.policies.admission.never(request, self)
+            admission = self.policies.admission
+            return answers.reason(admission, admission.never(request, self))
         return None
 
     def _note_moves(self, step: Step, now_ns: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from engine.core import answers
 from engine.core.plan import (
     Batch,
     Chunk,
@@ -161,6 +162,7 @@ class Step:
         if not swapped:
             return
         swapped.arrange(self._now_ns)
+        admission = self._policies.admission
         while swapped:
             request = swapped[0]
             num_tokens = self._clip(request)
@@ -173,7 +175,7 @@ class Step:
                     swapped, f"it outgrew the pool: it needs {needed} blocks, there are {self.kv.num_blocks}"
                 )
                 continue
-            if not self._policies.admission.resume(needed, self):
+            if not answers.flag(admission, "resume", admission.resume(needed, self)):
                 break
             if num_tokens == 0 or not self._has_seats(request):
                 break
@@ -189,16 +191,17 @@ class Step:
         if not waiting:
             return
         waiting.arrange(self._now_ns)
+        admission = self._policies.admission
         while waiting:
             request = waiting[0]
             num_tokens = behind = self._behind(request)
             if self._policies.batching.splits_prompts:
                 num_tokens = min(behind, self.budget)
-            reason = self._policies.admission.never(request, self)
+            reason = answers.reason(admission, admission.never(request, self))
             if reason is not None:
                 self._reject(waiting, reason)
                 continue
-            if not self._policies.admission.enter(request, num_tokens, self):
+            if not answers.flag(admission, "enter", admission.enter(request, num_tokens, self)):
                 break
             if self.kv.blocks_due(request, self._held(request, num_tokens)) > self.kv.num_free:
                 break
@@ -245,7 +248,8 @@ class Step:
 
     def _held(self, request: Request, num_tokens: int) -> int:
         """Length to have blocks for when its next `num_tokens` are computed, reservations included."""
-        return self._policies.reservation.num_tokens(request, request.num_computed_tokens + num_tokens, self)
+        reservation, needed = self._policies.reservation, request.num_computed_tokens + num_tokens
+        return answers.num_tokens(reservation, reservation.num_tokens(request, needed, self), needed)
 
     def _headroom(self, request: Request) -> int:
         """Free blocks it must find, even if it needs fewer."""
@@ -267,7 +271,7 @@ class Step:
         is_writable = request.num_computed_tokens + num_tokens <= request.num_writable_slots
         needed = self._headroom(request) if is_writable else self._blocks_needed(request, num_tokens)
         while self.kv.num_free < needed:
-            victim = self._policies.victim.choose(self._scheduler.running)
+            victim = self._victim()
             if victim is request and self._would_run_in_circles(request, num_tokens):
                 break
             self._preempt(victim)
@@ -277,6 +281,11 @@ class Step:
             self._prepare(request, num_tokens)
         return True
 
+    def _victim(self) -> Request:
+        """Whom the policy wants to preempt."""
+        policy, running = self._policies.victim, self._scheduler.running
+        return answers.victim(policy, policy.choose(running), running)
+
     def _would_run_in_circles(self, request: Request, num_tokens: int) -> bool:
         """It is alone, due no block, and wants headroom in the middle of its prefill.
 
@@ -285,12 +294,18 @@ class Step:
         is_alone = len(self._scheduler.running) == 1 and not self._entrants
         in_prefill = request.num_computed_tokens < request.num_prefill_tokens
         due = self.kv.blocks_due(request, self._held(request, num_tokens))
-        return is_alone and in_prefill and due <= self.kv.num_free and not self._can_swap(request)
+        if not (is_alone and in_prefill and due <= self.kv.num_free):
+            return False
+        return not (self._has_host_room(request) and self._wants_swap(request))
 
-    def _can_swap(self, victim: Request) -> bool:
-        """The restore policy wants to keep its KV, and the host pool has room for it."""
-        wanted = self._policies.restore.swaps(victim, self)
-        return wanted and self.kv.num_blocks_held(victim) <= self.kv.host.num_free
+    def _wants_swap(self, victim: Request) -> bool:
+        """The restore policy wants to keep its KV."""
+        restore = self._policies.restore
+        return answers.flag(restore, "swaps", restore.swaps(victim, self))
+
+    def _has_host_room(self, victim: Request) -> bool:
+        """The host pool has room for it."""
+        return self.kv.num_blocks_held(victim) <= self.kv.host.num_free
 
     def _preempt(self, victim: Request) -> None:
         """Take a running request out of the step and its blocks away, to the host pool or for good."""
@@ -298,9 +313,10 @@ class Step:
         if chunk is not None:
             self.budget += chunk.num_tokens * len(chunk.seqs)
         self.updates.pop(victim, None)
-        swaps = self._can_swap(victim)
+        wanted = self._wants_swap(victim)
+        swaps = wanted and self._has_host_room(victim)
         kind = PreemptionKind.SWAP if swaps else PreemptionKind.RECOMPUTE
-        fell_back = not swaps and self._policies.restore.swaps(victim, self)
+        fell_back = wanted and not swaps
         self.preempted.append((victim, Preemption(victim.id, kind, victim.num_kv_slots, fell_back)))
         victim.num_preemptions += 1
         self._scheduler.leave_running(victim)

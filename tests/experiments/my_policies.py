@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from engine.core.request import Request
 
 
@@ -14,3 +16,42 @@ class LeastComputed:
 
     def choose(self, running: Sequence[Request]) -> Request:
         return min(running, key=lambda request: (request.num_computed_tokens, request.id))
+
+
+@dataclass(slots=True, eq=False)
+class TakesTurns:
+    """Keeps state: the last and the first of the running requests in turn."""
+
+    num_choices: int = 0
+
+    def choose(self, running: Sequence[Request]) -> Request:
+        self.num_choices += 1
+        return running[-1] if self.num_choices % 2 else running[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetful:
+    """A policy whose method has no return."""
+
+    def choose(self, running: Sequence[Request]) -> Request:  # type: ignore[empty-body]
+        pass
+
+    def swaps(self, victim: Request, state: object) -> bool:  # type: ignore[empty-body]
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """The victim is no running request."""
+
+    def choose(self, running: Sequence[Request]) -> str:
+        return running[0].id
+
+
+@dataclass(frozen=True, slots=True)
+class Buggy:
+    """Raises what numpy raises."""
+
+    def choose(self, running: Sequence[Request]) -> Request:
+        np.zeros(2) + np.zeros(3)
+        return running[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.core.errors import UserError
-from experiments import run, validate
+from experiments import bench_engine, run, validate
 from tests.experiments.cli import QUICK, Cli
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -199,3 +199,109 @@ def test_sampling_out_of_range_names_the_key(cli: Cli) -> None:
 def test_whole_prompts_do_not_fit_into_a_budget_below_the_window(cli: Cli) -> None:
     error = refused(cli, "batching=static", "limits=window_512_chunked")
     assert error.startswith("error: limits.max_num_batched_tokens is 128, and batching Static does not split")
+
+
+TIGHT = ("workload.num_requests=60", "pool=blocks", "pool.num_blocks=300", "pool.num_host_blocks=300")
+MINE = "tests.experiments.my_policies"
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("pool.utilization=90", "pool.utilization is 90: must be a number, above 0 and at most 1"),
+        ("hardware.step_overhead_ns=-1", "hardware.step_overhead_ns is -1: must be a whole number"),
+        ("workload.num_requests=2.5", "workload.num_requests is 2.5: must be a whole number, at least 1"),
+        ("workload.num_requests=1e3", "workload.num_requests is 1000.0: must be a whole number, at least 1"),
+        ("workload.rate_per_s=fast", "workload.rate_per_s is 'fast': must be a number, above 0, or null"),
+        ("workload.shape.n=2.5", "workload.shape.n is 2.5: must be a whole number, at least 1"),
+        ("workload.shape.max_tokens=1.5", "workload.shape.max_tokens is 1.5: must be a whole number"),
+        ("workload.shape.stop_token_ids=2", "workload.shape.stop_token_ids is 2: must be a list"),
+        ("admission.watermark=2", "admission.watermark is 2: must be a number, at least 0 and below 1"),
+        ("order.sorts=[runing]", "order.sorts[0] is 'runing': must be one of waiting, running, swapped"),
+        ("seed=-1", "seed is -1: must be a whole number, at least 0"),
+        ("journal=all", "journal is 'all': must be one of off, inputs, plans"),
+        ("laws=maybe", "laws is 'maybe': must be true or false"),
+        ("slo_ms.ttft=-1", "slo_ms.ttft is -1: must be a number, at least 0, or null"),
+        ("~slo_ms", "slo_ms is missing"),
+        ("num_warm_up_requests=1.5", "num_warm_up_requests is 1.5: must be a whole number, at least 0"),
+        ("+model.config.hiden_size=8", "model.config.hiden_size is not known: choose "),
+        ("model.config.hidden_size=wide", "model.config.hidden_size is 'wide': must be a whole number"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_named_before_anything_runs(cli: Cli, override: str, text: str) -> None:
+    beside = ("order=priority",) if override.startswith("order.") else ()
+    finished = cli(run.main, *QUICK, *beside, override if not beside else f"+{override}")
+    assert finished.code == 1
+    assert finished.err.startswith(f"error: {text}"), finished.err
+    assert finished.out == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("backend.num_threads=0", "backend.num_threads is 0: must be a whole number, at least 1, or null"),
+        (
+            "model.dtype=float8_e4m3",
+            "model.dtype is 'float8_e4m3': must be one of float32, ",
+        ),
+        ("+model.config.hiden_size=8", "model.config.hiden_size"),
+        ("model.config.hidden_size=wide", "model.config: LlamaConfig"),
+        ("model=llama3_70b", "model: LlamaConfig in torch.bfloat16 has 131.4 GiB of weights"),
+        ("model.device=cuda:97", "model.device=cuda:97: not usable here"),
+    ],
+)
+def test_bad_values_for_the_engine(cli: Cli, override: str, text: str) -> None:
+    assert text in refused(cli, "backend=torch", override)
+
+
+@pytest.mark.parametrize("override", ["attention=triton", "clock=wall"])
+def test_a_group_of_the_engine_is_none_of_a_simulation(cli: Cli, override: str) -> None:
+    assert f"Could not override '{override.partition('=')[0]}'" in refused(cli, override)
+    assert "Could not override 'hardware'" in refused(cli, "backend=torch", "hardware=h100_sxm")
+
+
+def test_policy_without_its_method(cli: Cli) -> None:
+    error = refused(cli, "victim._target_=engine.core.policies.order.Fcfs")
+    assert error.startswith("error: victim is Fcfs(")
+    assert "it lacks choose, which a Victim has" in error
+
+
+@pytest.mark.parametrize(
+    ("target", "text"),
+    [
+        ("victim._target_={}.Forgetful", "the policy Forgetful answers None to choose: must be one"),
+        ("victim._target_={}.Elsewhere", "to choose: must be one of the running requests"),
+        ("restore._target_={}.Forgetful", "the policy Forgetful answers None to swaps: must be True"),
+    ],
+)  # fmt: skip
+def test_policy_with_a_wrong_answer(cli: Cli, target: str, text: str) -> None:
+    assert text in refused(cli, *TIGHT, target.format(MINE))
+
+
+def test_a_bug_shows_where_it_is(cli: Cli) -> None:
+    with pytest.raises(ValueError, match="could not be broadcast") as caught:
+        cli(run.main, *QUICK, *TIGHT, f"victim._target_={MINE}.Buggy")
+    assert not isinstance(caught.value, UserError)
+    assert "my_policies.py" in str(caught.traceback[-1].path)
+    assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"requests": 3}', '{"requests": [{"id": 1}]}'])
+def test_benchmark_file_that_cannot_be_read(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "workload.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit):
+        bench_engine.main(["--workload", str(path)])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert str(path) in error
+
+
+def test_a_choice_that_every_contender_overrides_is_refused(cli: Cli) -> None:
+    finished = cli(validate.main, "restore=swap_if_several")
+    assert finished.code == 1
+    assert "restore=swap_if_several would have no effect: contenders swap, recompute" in finished.err
+    assert "restore@contenders.swap.restore=swap_if_several" in finished.err

@@ -11,9 +11,11 @@ import pandas as pd
 import pytest
 
 from engine.core.journal import replay
+from engine.core.policies.base import Policies
 from engine.telemetry.runlog import read_run, read_summary
 from experiments import run
-from experiments.compose import policies_from_config
+from experiments.compose import build, contenders_from_config, policies_from_config, stage_from_config
+from experiments.worlds import Run
 from tests.experiments.cli import QUICK, Cli
 from tests.test_configs import composed
 
@@ -83,6 +85,44 @@ def test_a_policy_of_your_own_by_its_target(cli: Cli) -> None:
     assert finished.code == 0, finished.err
     header = (cli.directory / "journal.jsonl").read_text().partition("\n")[0]
     assert "victim=LeastComputed()" in header
+
+
+def test_a_policy_that_keeps_state_is_built_anew_for_each_run(cli: Cli, tmp_path: Path) -> None:
+    """The warm-up makes it choose, and the run must not notice."""
+    turns = "victim._target_=tests.experiments.my_policies.TakesTurns"
+    journals = []
+    for num_warm_up_requests in (0, 60):
+        folder, warm_up = tmp_path / str(num_warm_up_requests), f"num_warm_up_requests={num_warm_up_requests}"
+        cli.directory = folder
+        options = ("plots=false", "timeline=false", "journal=plans", turns, warm_up)
+        assert cli(run.main, *TIGHT, *options).code == 0
+        journals.append((folder / "journal.jsonl").read_text())
+    assert "TakesTurns" in journals[0]
+    assert journals[0] == journals[1]
+
+
+def test_a_stage_serves_the_same_run_twice_alike() -> None:
+    overrides = (*TIGHT, "victim._target_=tests.experiments.my_policies.TakesTurns", "restore=swap")
+    config = composed("run", *overrides)
+    made: list[Policies] = []
+
+    def make() -> Policies:
+        made.append(policies_from_config(config))
+        return made[-1]
+
+    limits = build(config.limits)
+    one = Run(build(config.workload).requests(limits.max_model_len), limits, make)
+    stage = stage_from_config(config)
+    first, second = stage.play(one).log, stage.play(one).log
+    assert [policies.victim.num_choices for policies in made] == [made[0].victim.num_choices] * 2  # type: ignore[attr-defined]
+    assert made[0].victim.num_choices > 0  # type: ignore[attr-defined]
+    pd.testing.assert_frame_equal(first.requests, second.requests)
+
+
+def test_contenders_are_built_anew_too() -> None:
+    config = composed("validate", "victim._target_=tests.experiments.my_policies.TakesTurns")
+    make = contenders_from_config(config)["swap"]
+    assert make().victim is not make().victim
 
 
 def test_a_policy_of_your_own_by_a_yaml_on_the_search_path(cli: Cli, tmp_path: Path) -> None:

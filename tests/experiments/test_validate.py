@@ -104,8 +104,8 @@ def assert_same_requests_and_pressure(directory: Path) -> None:
 def assert_journals_tell_policies_apart(directory: Path) -> None:
     contenders = contenders_from_config(composed("validate"))
     lines = (directory / "swap-measured-1" / "journal.jsonl").read_text().splitlines()
-    assert replay(lines, contenders["swap"]) is None
-    assert replay(lines, contenders["recompute"]) is not None
+    assert replay(lines, contenders["swap"]()) is None
+    assert replay(lines, contenders["recompute"]()) is not None
 
 
 def test_a_recorded_trace(cli: Cli, tmp_path: Path) -> None:
