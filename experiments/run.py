@@ -38,8 +38,8 @@ def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcom
     make_policies, limits = policies_maker(config), build(config.limits)
     workload: Prepared = build(config.workload).prepare(limits.max_model_len)
     specs = workload.specs
-    print_workload(console, workload)
     stage = stage_from_config(config)
+    print_workload(console, workload)  # when nothing can be refused any more
     if config.num_warm_up_requests:
         stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, make_policies))
     journal_path = None if config.journal == "off" else directory / JOURNAL

@@ -114,7 +114,7 @@ def test_only_files_of_this_run_are_listed(cli: Cli) -> None:
 
 def test_square_brackets_in_a_folder_and_in_what_is_swept(cli: Cli) -> None:
     cli.directory = cli.directory.parent / "[bold]x[/red]"
-    swept = "+note='[/red]','[bold]b'"
+    swept = "hardware.name='[/red]','[bold]b'"
     finished = cli.again(run.main, "-m", *FEW, swept, "hydra/hydra_logging=none")
     assert finished.code == 0, finished.err
     assert f"written to {cli.directory}/1:" in finished.out

@@ -87,16 +87,15 @@ def test_a_policy_of_your_own_by_its_target(cli: Cli) -> None:
     assert "victim=LeastComputed()" in header
 
 
-def test_a_policy_that_keeps_state_is_built_anew_for_each_run(cli: Cli, tmp_path: Path) -> None:
+def test_a_policy_that_keeps_state_is_built_anew_for_each_run(cli: Cli) -> None:
     """The warm-up makes it choose, and the run must not notice."""
     turns = "victim._target_=tests.experiments.my_policies.TakesTurns"
     journals = []
     for num_warm_up_requests in (0, 60):
-        folder, warm_up = tmp_path / str(num_warm_up_requests), f"num_warm_up_requests={num_warm_up_requests}"
-        cli.directory = folder
+        warm_up = f"num_warm_up_requests={num_warm_up_requests}"
         options = ("plots=false", "timeline=false", "journal=plans", turns, warm_up)
         assert cli(run.main, *TIGHT, *options).code == 0
-        journals.append((folder / "journal.jsonl").read_text())
+        journals.append((cli.directory / "journal.jsonl").read_text())
     assert "TakesTurns" in journals[0]
     assert journals[0] == journals[1]
 
