@@ -18,6 +18,7 @@ from engine.core.errors import UserError
 from experiments.check import check
 from experiments.compose import CONF
 from experiments.folders import in_own_folder
+from experiments.options import check_world
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -43,6 +44,7 @@ def entry_point(name: str, options: type) -> Callable[[Main], Callable[[], None]
         @functools.wraps(main)
         def job(config: DictConfig, directory: Path) -> None:
             check(config, options)
+            check_world(config)
             main(config, directory)
 
         composed = hydra.main(version_base="1.3", config_path=CONF, config_name=name)(job)

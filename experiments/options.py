@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from omegaconf import DictConfig
+
 from engine.core.backend import Backend, Capacity
+from engine.core.errors import UserError
 from engine.core.fields import Count, Natural, NonNegative, Positive
 from engine.core.policies.base import (
     Admission,
@@ -20,9 +23,25 @@ from engine.core.policies.base import (
     Restore,
     Victim,
 )
+from engine.telemetry.schema import World
 from sim.cost.base import CostModel
 from sim.hardware import Hardware
 from sim.workloads.base import Workload
+
+GROUPS_OF = {World.SIMULATED: ("hardware",), World.MEASURED: ("clock", "attention")}
+"""Config groups that come with one of the two backends, and say nothing to the other."""
+
+
+def check_world(config: DictConfig) -> None:
+    """Refuse a group of the world that is not served: added by hand, it would change nothing.
+
+    Raises:
+        UserError: names the key.
+    """
+    for world, groups in GROUPS_OF.items():
+        for group in groups:
+            if group in config and world != config.world:
+                raise UserError(f"{group} is of a {world} run, and this one is {config.world}: leave it out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

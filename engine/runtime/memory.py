@@ -80,21 +80,21 @@ def _cuda_peak_bytes(run: Callable[[], None], device: torch.device) -> int:
 
 
 def _rss_peak_bytes(run: Callable[[], None]) -> int:
-    return_free_memory()
+    gc.collect()
+    _return_free_memory()
     # Set the peak of the resident size back to its present value (proc(5), clear_refs, value 5).
     CLEAR_REFS.write_text("5")
     before = _status_bytes("VmRSS")
     run()
     peak = _status_bytes("VmHWM")
-    return_free_memory()
+    _return_free_memory()
     return max(0, peak - before)
 
 
-def return_free_memory() -> None:
+def _return_free_memory() -> None:
     """Have the allocator give back what it holds but does not use, or `run` would use that and seem to need
     nothing.
     """
-    gc.collect()
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if malloc_trim is not None:
         malloc_trim(0)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.core.errors import UserError
+from engine.runtime import model
+from engine.runtime.memory import DeviceMemory
 from experiments import bench_engine, run, validate
 from tests.experiments.cli import QUICK, Cli
 
@@ -246,7 +248,6 @@ def test_a_bad_value_is_named_before_anything_runs(cli: Cli, override: str, text
         ),
         ("+model.config.hiden_size=8", "model.config.hiden_size"),
         ("model.config.hidden_size=wide", "model.config: LlamaConfig"),
-        ("model=llama3_70b", "model: LlamaConfig in torch.bfloat16 has 131.4 GiB of weights"),
         ("model.device=cuda:97", "model.device=cuda:97: not usable here"),
     ],
 )
@@ -254,10 +255,28 @@ def test_bad_values_for_the_engine(cli: Cli, override: str, text: str) -> None:
     assert text in refused(cli, "backend=torch", override)
 
 
+def test_random_weights_that_do_not_fit_the_memory(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "device_memory", lambda device: DeviceMemory(20 << 30, 24 << 30))
+    error = refused(cli, "backend=torch", "model=llama3_70b")
+    assert "model: LlamaConfig in torch.bfloat16 has 131.4 GiB of weights, and 20.0 GiB of memory" in error
+
+
 @pytest.mark.parametrize("override", ["attention=triton", "clock=wall"])
 def test_a_group_of_the_engine_is_none_of_a_simulation(cli: Cli, override: str) -> None:
     assert f"Could not override '{override.partition('=')[0]}'" in refused(cli, override)
     assert "Could not override 'hardware'" in refused(cli, "backend=torch", "hardware=h100_sxm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group"),
+    [
+        (("backend=torch", "+hardware=h100_sxm"), "hardware"),
+        (("+clock=wall",), "clock"),
+        (("+attention=triton",), "attention"),
+    ],
+)
+def test_nor_is_one_that_is_added_by_hand(cli: Cli, overrides: tuple[str, ...], group: str) -> None:
+    assert refused(cli, *overrides).startswith(f"error: {group} is of a ")
 
 
 def test_policy_without_its_method(cli: Cli) -> None:
