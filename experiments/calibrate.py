@@ -167,7 +167,8 @@ def coefficient_table(cost: Fitted) -> Table:
 
 def write_calibration(cost: Fitted, samples: StepSamples, directory: Path) -> list[Path]:
     """The cost model, the steps that it was fitted to, and the figure."""
-    from experiments.plots import calibration_figure, save  # matplotlib is slow to import
+    from experiments.figures.calibration import calibration_figure  # matplotlib is slow to import
+    from experiments.figures.style import save
 
     model, steps = directory / "cost_model.json", directory / "calibration_steps.csv"
     cost.save(model)

@@ -58,7 +58,9 @@ def write_outcome(
         write_timeline(outcome.log, files[-1])
     if wanted.plots:
         # matplotlib takes as long to import as everything else together.
-        from experiments.plots import latency_figure, memory_figure, save
+        from experiments.figures.latency import latency_figure
+        from experiments.figures.memory import memory_figure
+        from experiments.figures.style import save
 
         files.append(save(memory_figure(outcome.log), directory / "memory.png"))
         files.append(

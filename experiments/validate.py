@@ -138,7 +138,9 @@ def compared(trials: Sequence[Trial], summaries: Sequence[Summary]) -> pd.DataFr
 
 def write_figures(comparison: pd.DataFrame, trials: Sequence[Trial], directory: Path) -> list[Path]:
     """comparison.csv, comparison.png, and the latencies of all runs in one figure."""
-    from experiments.plots import comparison_figure, latency_figure, save  # matplotlib is slow to import
+    from experiments.figures.comparison import comparison_figure  # matplotlib is slow to import
+    from experiments.figures.latency import latency_figure
+    from experiments.figures.style import save
 
     table = directory / "comparison.csv"
     comparison.to_csv(table, index=False)

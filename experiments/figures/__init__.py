@@ -1,0 +1,1 @@
+"""Figures, one file each: figure objects without pyplot, so that none shares state."""
