@@ -61,6 +61,18 @@ def test_an_hour_of_idling_takes_no_time_on_the_virtual_clock():
     assert [start // HOUR_NS for start in recorder.starts_ns] == [0, 1, 2]
 
 
+def test_a_wait_takes_the_virtual_clock_to_its_end_and_no_further(monkeypatch):
+    work_ns = [0]
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: work_ns[0])
+    clock = VirtualClock(0)
+    for wait in range(1, 6):
+        work_ns[0] += 300
+        clock.wait_until(1000 * wait)
+        assert clock.now_ns() == 1000 * wait
+    clock.wait_until(7)
+    assert clock.now_ns() == 5000 and clock.skipped_ns == 5000 - 5 * 300
+
+
 def test_the_wall_clock_waits():
     specs = [replace(request(f"r{i}", (1, 2), 1), arrival_ns=i * 30_000_000) for i in range(3)]
     recorder = Recorder()

@@ -149,6 +149,20 @@ def test_mooncake_as_recorded(tmp_path: Path) -> None:
     ]
 
 
+def test_mooncake_rows_are_served_in_order_of_time_and_within_a_moment_in_that_of_the_file(
+    tmp_path: Path,
+) -> None:
+    first, second, third, fourth = MOONCAKE.splitlines()
+    text = "\n".join([fourth, second, third, first])
+    specs = MooncakeTrace(write(tmp_path, text), tick_s=None, shape=AS_IS).requests(WINDOW)
+    assert [(spec.request_id, spec.arrival_ns, spec.num_prompt_tokens) for spec in specs] == [
+        ("r00001", 0, 7322),
+        ("r00003", 0, 6758),
+        ("r00002", 2_999_000_000, 891),
+        ("r00000", 6_000_000_000, 1000),
+    ]
+
+
 def test_mooncake_batches_are_spread_inside_their_ticks_in_the_order_of_the_file(tmp_path: Path) -> None:
     line = '{{"timestamp": {}, "input_length": {}, "output_length": 9}}\n'
     stamps = [stamp for stamp in (0, 2999, 6001, 9000) for _ in range(500)]

@@ -62,6 +62,21 @@ def test_summary_of_two_requests_worked_out_by_hand() -> None:
         assert summary[name] == pytest.approx(value), name
 
 
+def test_a_run_counts_from_its_first_arrival() -> None:
+    script = Script()
+    script.arrive("a", 900, 2)
+    script.step(
+        900,
+        1000,
+        [prefill("a", 0, 2)],
+        admitted=["a"],
+        finished=[("a", 0)],
+        events=[ended("a", EventKind.FINISHED, 1000)],
+    )
+    summary = summarize(script.log())
+    assert (summary["duration"], summary["output_throughput"], summary["busy_share"]) == (0.1, 10, 1)
+
+
 def test_the_field_names_are_those_of_vllm_bench_serve() -> None:
     summary = summarize(two_requests().log())
     names = {
