@@ -40,11 +40,17 @@ class Wanted:
 
 
 def write_outcome(
-    outcome: Outcome, directory: Path, config_text: str, wanted: Wanted, workload: Mapping[str, float]
+    outcome: Outcome,
+    directory: Path,
+    config_text: str,
+    wanted: Wanted,
+    workload: Mapping[str, float],
+    title: str = "",
 ) -> tuple[Summary, list[Path]]:
     """Write everything about a run into its folder; the summary, and the files.
 
-    The summary has the figures of the workload too, so that a sweep can tabulate them.
+    The summary has the figures of the workload too, so that a sweep can tabulate them. `title` says in the
+    figures what was run.
     """
     summary = summarize(outcome.log, wanted.slo_ms) | dict(workload)
     files = write_run(outcome.log, directory, summary, config_text)
@@ -58,14 +64,13 @@ def write_outcome(
         write_timeline(outcome.log, files[-1])
     if wanted.plots:
         # matplotlib takes as long to import as everything else together.
-        from experiments.figures.latency import latency_figure
+        from experiments.figures.latency import Curve, latency_figure
         from experiments.figures.memory import memory_figure
         from experiments.figures.style import save
 
-        files.append(save(memory_figure(outcome.log), directory / "memory.png"))
-        files.append(
-            save(latency_figure({outcome.log.world: outcome.log.requests}), directory / "latency.png")
-        )
+        curve = Curve("", outcome.log.world, outcome.log.requests)
+        files.append(save(memory_figure(outcome.log, title), directory / "memory.png"))
+        files.append(save(latency_figure([curve], title), directory / "latency.png"))
     return summary, files
 
 

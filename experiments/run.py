@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from engine.telemetry.schema import World
 from experiments.compose import build, config_text, policies_maker, stage_from_config
 from experiments.errors import entry_point
+from experiments.header import Header
 from experiments.options import RunOptions
 from experiments.output import (
     JOURNAL,
@@ -33,13 +35,15 @@ from experiments.worlds import Outcome, Run
 from sim.workloads.base import Prepared
 
 
-def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcome, Prepared]:
-    """Compose the world that `config` describes, say what it will serve, and serve it."""
+def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcome, Prepared, Header]:
+    """Compose the world that `config` describes, say what it is and what it will serve, and serve it."""
     make_policies, limits = policies_maker(config), build(config.limits)
     workload: Prepared = build(config.workload).prepare(limits.max_model_len)
     specs = workload.specs
     stage = stage_from_config(config)
-    print_workload(console, workload)  # when nothing can be refused any more
+    header = Header.of(config, HydraConfig.get().runtime.choices, stage.backend.capacity, workload)
+    print_line(console, header.line())  # when nothing can be refused any more
+    print_workload(console, workload)
     if config.num_warm_up_requests:
         stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, make_policies))
     journal_path = None if config.journal == "off" else directory / JOURNAL
@@ -54,7 +58,7 @@ def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcom
             laws=config.laws,
         )
     )
-    return outcome, workload
+    return outcome, workload, header
 
 
 def print_stop_tokens(console: Console, config: DictConfig) -> None:
@@ -71,9 +75,9 @@ def print_stop_tokens(console: Console, config: DictConfig) -> None:
 def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
     console = stdout_console()
-    outcome, workload = serve(config, directory, console)
+    outcome, workload, header = serve(config, directory, console)
     text, wanted = config_text(config), Wanted.by(config)
-    summary, files = write_outcome(outcome, directory, text, wanted, workload.figures)
+    summary, files = write_outcome(outcome, directory, text, wanted, workload.figures, header.title())
     console.print(summary_table({config.world: summary}))
     print_stop_tokens(console, config)
     print_unserved(console, outcome.log)

@@ -40,6 +40,7 @@ from experiments.compose import (
 )
 from experiments.effort import peak_rss_bytes
 from experiments.errors import entry_point
+from experiments.header import Header
 from experiments.options import ValidateOptions
 from experiments.output import (
     JOURNAL,
@@ -136,19 +137,21 @@ def compared(trials: Sequence[Trial], summaries: Sequence[Summary]) -> pd.DataFr
     return compare(simulated, measured)
 
 
-def write_figures(comparison: pd.DataFrame, trials: Sequence[Trial], directory: Path) -> list[Path]:
+def write_figures(
+    comparison: pd.DataFrame, trials: Sequence[Trial], directory: Path, title: str
+) -> list[Path]:
     """comparison.csv, comparison.png, and the latencies of all runs in one figure."""
     from experiments.figures.comparison import comparison_figure  # matplotlib is slow to import
-    from experiments.figures.latency import latency_figure
+    from experiments.figures.latency import Curve, latency_figure
     from experiments.figures.style import save
 
     table = directory / "comparison.csv"
     comparison.to_csv(table, index=False)
-    requests = {trial.folder.name: trial.outcome.log.requests for trial in trials}
+    curves = [Curve(trial.contender, trial.outcome.log.world, trial.outcome.log.requests) for trial in trials]
     return [
         table,
-        save(comparison_figure(comparison, METRICS), directory / "comparison.png"),
-        save(latency_figure(requests), directory / "latency.png"),
+        save(comparison_figure(comparison, METRICS, title), directory / "comparison.png"),
+        save(latency_figure(curves, title), directory / "latency.png"),
     ]
 
 
@@ -206,10 +209,15 @@ def main(config: DictConfig, directory: Path) -> None:
     trials = [play(twin, run, name, "simulated", directory) for name, run in runs.items()] + measured
 
     text, wanted = config_text(config), Wanted.by(config)
-    written = [write_outcome(trial.outcome, trial.folder, text, wanted, workload.figures) for trial in trials]
+    choices = HydraConfig.get().runtime.choices
+    header = Header.of(config, choices, engine.backend.capacity, workload)
+    written = []
+    for trial in trials:
+        title = header.of_contender(trial.contender, trial.outcome.log.world, choices).title()
+        written.append(write_outcome(trial.outcome, trial.folder, text, wanted, workload.figures, title))
     comparison = compared(trials, [summary for summary, _ in written])
     files = [first_path, *write_calibration(cost, calibration.samples, directory)]
-    files += write_figures(comparison, trials, directory)
+    files += write_figures(comparison, trials, directory, header.title_of(contenders))
     for name in contenders:
         console.print(comparison_table(comparison, name))
     console.print(winners_table(comparison))

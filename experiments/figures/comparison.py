@@ -17,7 +17,7 @@ from experiments.tables import label as metric_label
 GOOD, BAD = "#0072B2", "#D55E00"
 
 
-def comparison_figure(comparison: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+def comparison_figure(comparison: pd.DataFrame, metrics: Sequence[str], title: str = "") -> Figure:
     """The error of the simulation, metric by metric, one column a policy, over the band that passes.
 
     `comparison` has a row for each policy and metric with the columns policy, metric, error, spread,
@@ -26,19 +26,21 @@ def comparison_figure(comparison: pd.DataFrame, metrics: Sequence[str]) -> Figur
     """
     policies = list(dict.fromkeys(comparison["policy"]))
     with rc_context(STYLE):
-        figure = Figure(figsize=(6.6, 0.9 + 0.22 * len(metrics)), layout="constrained")
+        figure = Figure(figsize=(6.6, 1.2 + 0.22 * len(metrics)), layout="constrained")
+        if title:
+            figure.suptitle(title)
         columns = np.atleast_1d(figure.subplots(1, len(policies), sharex=True, sharey=True))
         for axes, policy in zip(columns, policies, strict=True):
             rows = comparison[comparison["policy"] == policy].set_index("metric").loc[list(metrics)]
             _errors(axes, rows)
             axes.set_title(policy)
+            axes.set_xlabel("simulated / measured - 1 (%)")
         columns[0].set_yticks(range(len(metrics)), [metric_label(metric) for metric in metrics])
         columns[0].invert_yaxis()
         finite = comparison[["error", "allowed"]].replace([np.inf, -np.inf], np.nan).abs()
         columns[0].set_xlim(*(np.array([-1.08, 1.08]) * np.nanmax(finite.to_numpy())))
-        figure.supxlabel("simulated / measured - 1 (%)", fontsize=9)
         handles, labels = columns[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4)
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
         return figure
 
 

@@ -18,12 +18,24 @@ from tests.telemetry.test_series import uneven, with_gaps
 
 
 def test_memory_figure_shows_the_pool_the_queues_and_the_preemptions() -> None:
-    figure = memory_figure(two_requests().log())
-    areas = ["free", "allocated, empty", "being written", "holds KV"]
-    marks = ["preemptions by\nrecompute: 1", "preemptions by\nswap: 1"]
-    assert sorted(labels(figure, 0)) == sorted(areas + marks)
-    assert labels(figure, 1) == ["running", "waiting", "swapped"]
-    assert figure.axes[1].get_xlabel() == "time (s)"
+    figure = memory_figure(two_requests().log(), "swap, azure_like")
+    assert labels(figure, 0) == ["free", "allocated, empty", "being written", "holds KV"]
+    panels = ["share of\nthe pool", "requests\nrunning", "requests\nwaiting", "requests\nswapped"]
+    assert [axes.get_ylabel() for axes in figure.axes] == [*panels, "preemp-\ntions"]
+    assert labels(figure, -1) == ["by recompute: 1", "by swap: 1"]
+    assert sum(bar.get_height() for bar in figure.axes[-1].patches) == 2
+    assert figure.axes[-1].get_xlabel() == "time (s)"
+    assert figure.get_suptitle().startswith("swap, azure_like\nKV pool: 8 blocks of 4 tokens")
+
+
+def test_queues_and_preemptions_that_never_were_have_no_panel() -> None:
+    log = two_requests().log()
+    never = ["num_waiting", "num_swapped", "num_swap_preemptions", "num_recompute_preemptions"]
+    calm = replace(log, steps=log.steps.assign(**dict.fromkeys(never, 0)))
+    assert [axes.get_ylabel() for axes in memory_figure(calm).axes] == [
+        "share of\nthe pool",
+        "requests\nrunning",
+    ]
 
 
 @pytest.mark.parametrize("make_log", [with_gaps, uneven])
