@@ -11,10 +11,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from engine.telemetry.clients import client_table
 from engine.telemetry.metrics import summarize
 from engine.telemetry.runlog import RunLog, write_run
 from engine.telemetry.timeline import write_timeline
 from experiments.effort import Effort
+from experiments.tables import clients_table
 from experiments.worlds import Outcome
 from sim.workloads.base import Prepared
 
@@ -57,6 +59,10 @@ def write_outcome(
     files.append(directory / "effort.json")
     # A file of its own: everything else in the folder of a simulation is the same on every machine.
     files[-1].write_text(json.dumps(asdict(outcome.effort), indent=2) + "\n", encoding="utf-8")
+    clients = client_table(outcome.log.requests)
+    if len(clients):
+        files.append(directory / "clients.csv")
+        clients.to_csv(files[-1])
     if outcome.journal_path is not None:
         files.append(outcome.journal_path)
     if wanted.timeline:
@@ -109,6 +115,13 @@ def print_workload(console: Console, workload: Prepared) -> None:
         print_line(console, note)
     for warning in workload.warnings:
         print_line(console, f"warning: {warning}", style="yellow")
+
+
+def print_clients(console: Console, log: RunLog) -> None:
+    """How the clients fared, if there are any."""
+    clients = client_table(log.requests)
+    if len(clients):
+        console.print(clients_table(clients))
 
 
 def print_fallbacks(console: Console, summary: Summary, name: str = "") -> None:

@@ -20,6 +20,7 @@ from experiments.options import RunOptions
 from experiments.output import (
     JOURNAL,
     Wanted,
+    print_clients,
     print_effort,
     print_fallbacks,
     print_files,
@@ -79,6 +80,7 @@ def main(config: DictConfig, directory: Path) -> None:
     text, wanted = config_text(config), Wanted.by(config)
     summary, files = write_outcome(outcome, directory, text, wanted, workload.figures, header.title())
     console.print(summary_table({config.world: summary}))
+    print_clients(console, outcome.log)
     print_stop_tokens(console, config)
     print_unserved(console, outcome.log)
     print_remark(console, outcome)

@@ -29,8 +29,22 @@ SECTIONS = {
         "mean_block_usage", "mean_token_usage", "mean_written_share", "mean_reserved_share",
         "mean_internal_share", "mean_tail_waste_tokens", "sharing_saving",
     ),
+    "clients": ("num_clients", "jain_index"),
 }  # fmt: skip
 """What the summary table shows, by the names of summary.json."""
+
+MAX_CLIENTS = 10
+CLIENT_COLUMNS = {
+    "requests": "num_requests",
+    "completed": "completed",
+    "output tokens": "total_output_tokens",
+    "TTFT ms": "mean_ttft_ms",
+    "p99": "p99_ttft_ms",
+    "TPOT ms": "mean_tpot_ms",
+    "TPOT p99": "p99_tpot_ms",
+    "service/s": "service_rate",
+}
+"""What the table by client shows; clients.csv has everything."""
 
 UNITS = {
     "duration": "s",
@@ -92,6 +106,19 @@ def summary_table(summaries: Mapping[str, Summary], title: str = "") -> Table:
             if not all(map(math.isnan, values)):
                 table.add_row(label(metric), *(number(metric, value) for value in values), unit(metric))
         table.add_section()
+    return table
+
+
+def clients_table(clients: pd.DataFrame) -> Table:
+    """One row a client, those with the most requests first, at most MAX_CLIENTS; see telemetry.clients."""
+    shown = clients.sort_values("num_requests", ascending=False, kind="stable").head(MAX_CLIENTS)
+    rest = len(clients) - len(shown)
+    table = _table(
+        f"by client, {rest:,} more in clients.csv" if rest else "by client", "client", *CLIENT_COLUMNS
+    )
+    for name, row in shown.iterrows():
+        figures = (number(metric, row[metric]) for metric in CLIENT_COLUMNS.values())
+        table.add_row(escape(str(name)), *figures)
     return table
 
 

@@ -68,6 +68,8 @@ class RequestSpec:
     """Lower goes first."""
     prompt_token_ids: tuple[int, ...] | None = None
     sampling: Sampling = Sampling()
+    client: str | None = None
+    """On whose behalf; whom a fair policy would tell apart, and metrics do."""
 
     def __post_init__(self) -> None:
         for name in ("num_prompt_tokens", "max_tokens", "n"):

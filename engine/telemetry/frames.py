@@ -84,6 +84,7 @@ def _request(record: RequestRecord, times_ns: Ints, num_tokens: Ints) -> dict[st
         "max_tokens": spec.max_tokens,
         "n": spec.n,
         "priority": spec.priority,
+        "client": spec.client,
         "seq_num_output_tokens": num_tokens,
         "token_times_ns": times_ns,
         "phases": np.array([phase.value for phase, _ in record.phases], dtype=object),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from engine.telemetry.clients import client_metrics
 from engine.telemetry.latency import distribution, inter_token_ms, latencies, meets
 from engine.telemetry.memory import memory_summary
 from engine.telemetry.runlog import RunLog
@@ -25,7 +26,8 @@ def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[st
     rejected, failed and unfinished ones are counted by their own names. `duration` is in s, from the first
     arrival to the end of the last step. With limits in `slo_ms` (ttft, tpot, e2el) there are
     `request_goodput`, the requests a second that meet all of them, and `slo_attainment`, their share of all
-    requests that arrived.
+    requests that arrived. If requests have clients there are `num_clients` and `jain_index`
+    (see engine.telemetry.clients).
     """
     first_ns, last_ns = span_ns(log)
     duration_ns = float(last_ns - first_ns)
@@ -35,6 +37,7 @@ def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[st
         **preemption_metrics(log),
         **step_metrics(log.steps, duration_ns),
         **memory_summary(log),
+        **client_metrics(log.requests),
     }
 
 

@@ -19,7 +19,7 @@ from engine.core.backend import Capacity
 from engine.core.errors import UserError
 from engine.telemetry.frames import frames
 from engine.telemetry.recorder import Recorder
-from engine.telemetry.schema import REQUEST_COLUMNS, STEP_COLUMNS, World
+from engine.telemetry.schema import NULLABLE, REQUEST_COLUMNS, STEP_COLUMNS, World
 
 ARROW_TYPES = {
     "string": pa.string(),
@@ -126,7 +126,7 @@ def _steps_schema(log: RunLog) -> pa.Schema:
 def _requests_schema() -> pa.Schema:
     fields = [pa.field("world", pa.string(), nullable=False)]
     fields += [
-        pa.field(name, ARROW_TYPES[dtype], nullable=dtype == "Int64")
+        pa.field(name, ARROW_TYPES[dtype], nullable=name in NULLABLE)
         for name, dtype in REQUEST_COLUMNS.items()
     ]
     return pa.schema(fields)

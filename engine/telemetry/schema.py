@@ -95,6 +95,7 @@ REQUEST_COLUMNS = {
     "max_tokens": "int64",
     "n": "int64",
     "priority": "int64",
+    "client": "string",
     "num_swap_preemptions": "int64",
     "num_recompute_preemptions": "int64",
     "num_fallbacks": "int64",
@@ -112,8 +113,11 @@ REQUEST_COLUMNS = {
 `status` is finished, aborted, rejected, failed or unfinished; `reason` is the finish reason of the last
 sequence, or why the request was rejected or has failed. `num_output_tokens` sums over the sequences;
 `token_times_ns` holds their tokens, sequence after sequence, as many of each as `seq_num_output_tokens` says.
-`phases` and `phase_times_ns`: what the request entered when.
+`phases` and `phase_times_ns`: what the request entered when. `client` is null where the workload names none.
 """
+
+NULLABLE = ("first_scheduled_ns", "first_token_ns", "last_token_ns", "end_ns", "client")
+"""Columns of requests.parquet that have no value for some requests."""
 
 UNFINISHED = "unfinished"
 """Status of a request that had not ended when the run did."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,20 @@ class Workload(ABC):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """What a trace says of its requests beside times and lengths: columns in the order of the trace.
+
+    A column that the trace does not have is None.
+    """
+
+    request_id: Sequence[str] | None = None
+    client: Sequence[str | None] | None = None
+    priority: Sequence[int] | None = None
+    max_tokens: Sequence[int] | None = None
+    """The limit on output tokens that the client sent."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Rows:
     """Arrivals and lengths before they are requests: equal columns, in order of (arrival_ns, number)."""
 
@@ -69,6 +83,8 @@ class Rows:
     num_output_tokens: IntArray
     notes: tuple[str, ...] = ()
     """What a reader did to the whole trace, one line each."""
+    labels: Labels = Labels()
+    """Of the whole trace, whichever part of it these rows are: label `number[i]` is that of row i."""
 
     def __len__(self) -> int:
         return len(self.number)
@@ -79,10 +95,21 @@ class Rows:
         return self.num_prompt_tokens + self.num_output_tokens
 
 
-def ordered_rows(arrival_ns: IntArray, num_prompt_tokens: IntArray, num_output_tokens: IntArray) -> Rows:
+def ordered_rows(
+    arrival_ns: IntArray,
+    num_prompt_tokens: IntArray,
+    num_output_tokens: IntArray,
+    labels: Labels = Labels(),
+) -> Rows:
     """Rows from columns in the order of the trace, which need not be that of time."""
     order = np.argsort(arrival_ns, kind="stable")
-    return Rows(order.astype(np.int64), arrival_ns[order], num_prompt_tokens[order], num_output_tokens[order])
+    return Rows(
+        order.astype(np.int64),
+        arrival_ns[order],
+        num_prompt_tokens[order],
+        num_output_tokens[order],
+        labels=labels,
+    )
 
 
 def check_span(span_ns: float, cause: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from engine.core.backend import RequestSpec, Sampling
 from engine.core.fields import Count, Natural, NonNegative, Share, check_fields
 from sim.streams import stream
-from sim.workloads.base import IntArray, Prepared, Rows, WorkloadError
+from sim.workloads.base import IntArray, Labels, Prepared, Rows, WorkloadError
 from sim.workloads.transform import FITS
 from sim.workloads.treatment import treatment
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +32,8 @@ class Shape:
     """Sequences sampled in parallel from each prompt."""
     priorities: Mapping[int, NonNegative] | None = None
     """Priority (lower goes first) -> weight with which it is drawn; None: all 0."""
+    clients: Mapping[str, NonNegative] | None = None
+    """Client -> weight with which a request is its; None: those that the trace names, if it does."""
     temperature: NonNegative = 0.0
     top_k: Natural = 0
     top_p: Share = 1.0
@@ -37,8 +41,10 @@ class Shape:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.priorities is not None and not sum(self.priorities.values()):
-            raise WorkloadError(f"priorities are {self.priorities}: one weight at least must be above 0")
+        for name in ("priorities", "clients"):
+            weights = getattr(self, name)
+            if weights is not None and not sum(weights.values()):
+                raise WorkloadError(f"{name} are {weights}: one weight at least must be above 0")
         self._sampling(seed=0)  # refuses what cannot be sampled with
 
     def prepare(self, source: Rows, max_model_len: int, seed: int, num_available: int) -> Prepared:
@@ -51,7 +57,7 @@ class Shape:
             )
         rows = _at_least_one(source)
         fitted = FITS[self.fit_lengths](rows, max_model_len, self.fit_quantile)
-        max_tokens = self._max_tokens(max_model_len - fitted.rows.num_prompt_tokens)
+        max_tokens = self._max_tokens(fitted.rows, max_model_len)
         done = treatment(rows, fitted, max_tokens, max_model_len, num_available)
         lengths = () if done.lengths is None else (done.lengths,)
         notes = (done.headline, *rows.notes)
@@ -64,48 +70,68 @@ class Shape:
 
     def _specs(self, rows: Rows, max_tokens: IntArray, seed: int) -> list[RequestSpec]:
         num_drawn = int(rows.number.max()) + 1
-        id_digits = max(5, len(str(num_drawn - 1)))
+        ids = rows.labels.request_id or _numbered(num_drawn)
+        priorities = self._priorities(rows.labels, seed, num_drawn)
+        clients = self._clients(rows.labels, seed, num_drawn)
+        seeds = stream(seed, "workload/sampling seeds").integers(2**48, size=num_drawn).tolist()
         columns = (
             rows.number,
             rows.arrival_ns,
             rows.num_prompt_tokens,
             max_tokens,
             rows.num_output_tokens,
-            self._priorities(seed, num_drawn)[rows.number],
-            stream(seed, "workload/sampling seeds").integers(2**48, size=num_drawn)[rows.number],
         )
         return [
             RequestSpec(
-                request_id=f"r{number:0{id_digits}d}",
+                request_id=ids[number],
                 arrival_ns=arrival_ns,
                 num_prompt_tokens=num_prompt_tokens,
                 max_tokens=limit,
                 num_output_tokens=num_output_tokens,
                 n=self.n,
-                priority=priority,
-                sampling=self._sampling(draw_seed),
+                priority=priorities[number],
+                sampling=self._sampling(seeds[number]),
+                client=clients[number],
             )
-            for number, arrival_ns, num_prompt_tokens, limit, num_output_tokens, priority, draw_seed in zip(
+            for number, arrival_ns, num_prompt_tokens, limit, num_output_tokens in zip(
                 *(column.tolist() for column in columns), strict=True
             )
         ]
 
-    def _max_tokens(self, room_tokens: IntArray) -> IntArray:
+    def _max_tokens(self, rows: Rows, max_model_len: int) -> IntArray:
         """At least 1 even for a prompt that leaves no room: that request is for the scheduler to reject."""
-        limits = room_tokens if self.max_tokens is None else np.minimum(room_tokens, self.max_tokens)
+        limits = max_model_len - rows.num_prompt_tokens
+        if self.max_tokens is not None:
+            limits = np.minimum(limits, self.max_tokens)
+        if rows.labels.max_tokens is not None:
+            limits = np.minimum(limits, np.array(rows.labels.max_tokens, np.int64)[rows.number])
         return np.maximum(limits, 1)
 
     def _sampling(self, seed: int) -> Sampling:
         return Sampling(self.temperature, self.top_k, self.top_p, seed, tuple(self.stop_token_ids))
 
-    def _priorities(self, seed: int, num_drawn: int) -> IntArray:
+    def _priorities(self, labels: Labels, seed: int, num_drawn: int) -> Sequence[int]:
         if self.priorities is None:
-            return np.zeros(num_drawn, np.int64)
-        weights = np.array(list(self.priorities.values()), np.float64)
-        rng = stream(seed, "workload/priorities")
-        return rng.choice(
-            np.array(list(self.priorities), np.int64), size=num_drawn, p=weights / weights.sum()
-        )
+            return labels.priority or [0] * num_drawn
+        return _drawn(self.priorities, seed, "workload/priorities", num_drawn)
+
+    def _clients(self, labels: Labels, seed: int, num_drawn: int) -> Sequence[str | None]:
+        if self.clients is None:
+            return labels.client or [None] * num_drawn
+        return _drawn(self.clients, seed, "workload/clients", num_drawn)
+
+
+def _numbered(num_requests: int) -> list[str]:
+    """The ids of requests that have none: r00000 and so on, by position in the trace."""
+    num_digits = max(5, len(str(num_requests - 1)))
+    return [f"r{number:0{num_digits}d}" for number in range(num_requests)]
+
+
+def _drawn(weights: Mapping[T, float], seed: int, name: str, size: int) -> list[T]:
+    """So many of the keys, each with a probability in proportion to its weight, from a named stream."""
+    keys, shares = list(weights), np.array(list(weights.values()), np.float64)
+    picks = stream(seed, name).choice(len(keys), size=size, p=shares / shares.sum())
+    return [keys[pick] for pick in picks.tolist()]
 
 
 def _at_least_one(rows: Rows) -> Rows:

@@ -32,7 +32,8 @@ def cut(rows: Rows, start: int, num_requests: int | None, max_requests: int | No
         )
     part = slice(start, start + wanted)
     note = f"only the first {wanted:,} of {num_left:,} requests: workload.max_requests=null takes all"
-    return Rows(
+    return replace(
+        rows,
         number=rows.number[part],
         arrival_ns=rows.arrival_ns[part] - rows.arrival_ns[start],
         num_prompt_tokens=rows.num_prompt_tokens[part],

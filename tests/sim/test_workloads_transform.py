@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
 from sim.workloads.azure import AzureTrace
-from sim.workloads.base import Rows, WorkloadError, ordered_rows
+from sim.workloads.base import Labels, Rows, WorkloadError, ordered_rows
 from sim.workloads.shape import Shape
 from sim.workloads.summary import describe
 from sim.workloads.transform import at_rate, clip, cut, keep, scale, stretch
@@ -198,6 +198,27 @@ def test_priorities_are_drawn_by_weight_and_no_slice_changes_them() -> None:
     assert [spec.priority for spec in many(shape, start=500, num_requests=100)] == drawn[500:600]
 
 
+def test_clients_are_drawn_by_weight_and_no_slice_changes_them() -> None:
+    shape = Shape(clients={"ann": 3, "bob": 1})
+    drawn = [spec.client for spec in many(shape)]
+    assert drawn.count("bob") == pytest.approx(250, abs=50) and drawn.count("ann") == 1000 - drawn.count(
+        "bob"
+    )
+    assert [spec.client for spec in many(shape, start=500, num_requests=100)] == drawn[500:600]
+    assert {spec.client for spec in many(Shape())} == {None}
+
+
+def test_labels_of_a_trace_stay_with_their_requests() -> None:
+    times, tokens = np.array([30, 10, 20]), np.array([3, 1, 2])
+    labels = Labels(["x", "y", "z"], ["ann", None, "bob"], [7, 8, 9], [100, 2, 100])
+    rows = cut(ordered_rows(times, tokens, tokens, labels), 1, None)
+    specs = Shape().prepare(rows, 50, 0, 3).specs
+    told = [(spec.request_id, spec.client, spec.priority, spec.max_tokens) for spec in specs]
+    assert told == [("z", "bob", 9, 48), ("x", "ann", 7, 47)]
+    first = Shape(priorities={1: 1.0}, max_tokens=40).prepare(cut(rows, 0, 1), 50, 0, 3).specs[0]
+    assert (first.request_id, first.priority, first.max_tokens) == ("z", 1, 40)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -210,6 +231,8 @@ def test_priorities_are_drawn_by_weight_and_no_slice_changes_them() -> None:
         {"priorities": {0: -1.0, 1: 2.0}},
         {"priorities": {0: 0.0}},
         {"priorities": {"high": 1.0}},
+        {"clients": {}},
+        {"clients": {"ann": 0.0}},
         {"temperature": -0.1},
         {"top_k": -1},
         {"top_p": 0.0},
