@@ -44,13 +44,15 @@ def build(node: DictConfig) -> Any:
 
 
 def policies_from_config(config: DictConfig, **replaced: Any) -> Policies:
-    """One policy an axis, from the groups of the same names; `replaced` gives some axes other nodes.
+    """One policy an axis, from the groups of the same names.
+
+    `replaced` gives some axes other nodes, or a class or function that makes the policy.
 
     Raises:
         UserError: they cannot work under the limits of the configuration.
     """
     nodes = {field.name: replaced.get(field.name, config[field.name]) for field in fields(Policies)}
-    policies = {axis: build(node) for axis, node in nodes.items()}
+    policies = {axis: node() if callable(node) else build(node) for axis, node in nodes.items()}
     for axis, protocol in annotations_of(Policies).items():
         check_value(axis, policies[axis], protocol)
     built = Policies(**policies)

@@ -6,6 +6,7 @@ python -m experiments.run -m backend=simulated restore=swap,recompute
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -36,18 +37,28 @@ from experiments.worlds import Outcome, Run
 from sim.workloads.base import Prepared
 
 
-def serve(config: DictConfig, directory: Path, console: Console) -> tuple[Outcome, Prepared, Header]:
-    """Compose the world that `config` describes, say what it is and what it will serve, and serve it."""
-    make_policies, limits = policies_maker(config), build(config.limits)
+def serve(
+    config: DictConfig,
+    choices: Mapping[str, str | None],
+    directory: Path | None,
+    console: Console,
+    **policies: Callable[[], object],
+) -> tuple[Outcome, Prepared, Header]:
+    """Compose the world that `config` describes, say what it is and what it will serve, and serve it.
+
+    `choices` has the choice of each config group. The journal goes into `directory`, if there is one.
+    `policies` makes those of axes for which `config` does not have what is wanted.
+    """
+    make_policies, limits = policies_maker(config, **policies), build(config.limits)
     workload: Prepared = build(config.workload).prepare(limits.max_model_len)
     specs = workload.specs
     stage = stage_from_config(config)
-    header = Header.of(config, HydraConfig.get().runtime.choices, stage.backend.capacity, workload)
+    header = Header.of(config, choices, stage.backend.capacity, workload)
     print_line(console, header.line())  # when nothing can be refused any more
     print_workload(console, workload)
     if config.num_warm_up_requests:
         stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, make_policies))
-    journal_path = None if config.journal == "off" else directory / JOURNAL
+    journal_path = None if directory is None or config.journal == "off" else directory / JOURNAL
     outcome = stage.play(
         Run(
             specs,
@@ -76,7 +87,7 @@ def print_stop_tokens(console: Console, config: DictConfig) -> None:
 def main(config: DictConfig, directory: Path) -> None:
     """The entry point."""
     console = stdout_console()
-    outcome, workload, header = serve(config, directory, console)
+    outcome, workload, header = serve(config, HydraConfig.get().runtime.choices, directory, console)
     text, wanted = config_text(config), Wanted.by(config)
     summary, files = write_outcome(outcome, directory, text, wanted, workload.figures, header.title())
     console.print(summary_table({config.world: summary}))

@@ -1,0 +1,69 @@
+"""Metrics against one number that is varied, a line a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from engine.telemetry.schema import World
+from experiments.figures.style import LINE_STYLES, STYLE, policy_looks, round_ticks, short
+
+MARKERS = "osD^vP"
+"""A second sign of the policy beside its colour: lines often lie on one another."""
+
+
+def lines_figure(
+    runs: pd.DataFrame,
+    x: str,
+    panels: Mapping[str, str],
+    xlabel: str,
+    title: str = "",
+    world: World = World.SIMULATED,
+) -> Figure:
+    """A panel a metric: the mean over seeds at each value of `x`, and the range of the seeds as a band.
+
+    `runs` has the columns policy, `x` and the metrics, a row a run (`experiments.analysis.over`). `panels`
+    gives each metric its label. Colour is the policy and line style the world.
+    """
+    looks = policy_looks(runs["policy"])
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(3.6, 2.5 * len(panels)), 2.9), layout="constrained")
+        for axes, (metric, label) in zip(
+            np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True
+        ):
+            for marker, (policy, look) in zip(MARKERS * len(looks), looks.items(), strict=False):
+                mine = runs[runs["policy"] == policy].groupby(x)[metric]
+                points = mine.agg(["mean", "min", "max"])
+                axes.fill_between(
+                    points.index, points["min"], points["max"], color=look["color"], alpha=0.2, linewidth=0
+                )
+                line = {"color": look["color"], "linestyle": LINE_STYLES[world], "marker": marker}
+                axes.plot(points.index, points["mean"], markersize=3.5, linewidth=1.2, label=policy, **line)
+            _axes(axes, runs[x].to_numpy(dtype=float), runs[metric].dropna().to_numpy(dtype=float))
+            axes.set(xlabel=xlabel, ylabel=label)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        if title:
+            figure.suptitle(title)
+        return figure
+
+
+def _axes(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    round_ticks(axes, "y", y)
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    values = np.unique(x)
+    if len(values) > 2 and values[0] > 0 and np.allclose(values[1:] / values[:-1], values[1] / values[0]):
+        axes.set_xscale("log")  # a geometric series: each value has its tick
+        axes.xaxis.set_major_locator(FixedLocator(values.tolist()))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    else:
+        round_ticks(axes, "x", values)
+    axes.grid()
