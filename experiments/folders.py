@@ -14,15 +14,15 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from engine.core.errors import UserError
 from engine.telemetry.runlog import create_run_directory
+from experiments.jobs import HYDRA, run_job
 
 SWEEP_FILE = "multirun.yaml"
-"""What Hydra writes into the folder of a sweep; into that of a run it writes a folder, `.hydra`."""
+"""What Hydra writes into the folder of a sweep; into that of a run it writes a folder."""
 
 
 class OwnFolder(Callback):
-    """Claims the folder of a run or of a sweep before Hydra writes its own files there.
+    """Claims the folder of a run before Hydra writes its own files there.
 
     The folder that the clock names is made here and nowhere else: if a run of the same second has it, this
     one takes NAME-2. A folder that the user chose must hold neither a run nor a sweep: to go elsewhere would
@@ -32,33 +32,27 @@ class OwnFolder(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Before `.hydra` is written."""
         HydraConfig.instance().set_config(config)  # hydra.run.dir may refer to it
-        chosen = self._claim(config, "hydra.run.dir", lambda folder: _claim_run(folder, _hydra_name(config)))
+        chosen = claimed(config, "hydra.run.dir", lambda folder: _claim_run(folder, _hydra_name(config)))
         with flag_override(config.hydra.run, "readonly", False):
             config.hydra.run.dir = str(chosen)
 
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Before `multirun.yaml` is written. Each job composes its configuration anew, from the overrides."""
-        HydraConfig.instance().set_config(config)
-        chosen = self._claim(config, "hydra.sweep.dir", _claim_sweep)
-        with flag_override(config.hydra, "readonly", False):
-            config.hydra.sweep.dir = str(chosen)
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={_quoted(str(chosen))}")
 
-    def _claim(self, config: DictConfig, key: str, claim: Callable[[Path], None]) -> Path:
-        folder = Path(str(OmegaConf.select(config, key)))
-        if not any(str(text).partition("=")[0] == key for text in config.hydra.overrides.hydra):
-            return create_run_directory(folder.parent, folder.name)
-        try:
-            claim(folder)
-        except FileExistsError:
-            # Hydra turns an exception of a callback into a warning, and goes on.
-            print(f"error: {_taken(folder)}: choose another {key}, or remove it", file=sys.stderr)
-            sys.exit(1)
-        return folder
-
-
-def _taken(folder: Path) -> str:
-    return f"{folder} holds a run or a sweep already"
+def claimed(config: DictConfig, key: str, claim: Callable[[Path], None]) -> Path:
+    """The folder that `key` names, if `claim` gets it, or the next free one if the clock named it."""
+    folder = Path(str(OmegaConf.select(config, key)))
+    if not any(str(text).partition("=")[0] == key for text in config.hydra.overrides.hydra):
+        return create_run_directory(folder.parent, folder.name)
+    try:
+        claim(folder)
+    except FileExistsError:
+        # Hydra turns an exception of a callback into a warning, and goes on.
+        print(
+            f"error: {folder} holds a run or a sweep already: choose another {key}, or remove it"
+            + ("; resume=true goes on with a sweep" if key == "hydra.sweep.dir" else ""),
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    return folder
 
 
 def _claim_run(folder: Path, hydra_name: str) -> None:
@@ -68,47 +62,38 @@ def _claim_run(folder: Path, hydra_name: str) -> None:
     (folder / hydra_name).mkdir()  # of two that try at once, one gets it
 
 
-def _claim_sweep(folder: Path) -> None:
+def claim_sweep(folder: Path) -> None:
+    """Make a folder that of a sweep. Raises FileExistsError if it holds a run or a sweep."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / ".hydra").exists():
+    if (folder / HYDRA).exists():
         raise FileExistsError
     (folder / SWEEP_FILE).open("x").close()
 
 
 def _hydra_name(config: DictConfig) -> str:
     """The folder of Hydra's files in that of a run."""
-    return str(config.hydra.output_subdir or ".hydra")
-
-
-def _quoted(text: str) -> str:
-    """A value in the grammar of Hydra's overrides."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(config.hydra.output_subdir or HYDRA)
 
 
 def in_own_folder(main: Callable[[DictConfig, Path], None]) -> Callable[[DictConfig], None]:
     """Decorate an entry point: hand it its folder, and free that again if it ends before it wrote there.
 
-    Raises:
-        UserError: another job of the sweep has written into this folder.
+    A job of a sweep keeps its folder, with the error that ended it: see `experiments.jobs`.
     """
 
     @functools.wraps(main)
     def guarded(config: DictConfig) -> None:
         hydra = HydraConfig.get()
         directory = Path(hydra.runtime.output_dir)
-        own = directory / str(hydra.output_subdir or ".hydra")
-        if hydra.mode is RunMode.MULTIRUN and _written(directory, own):
-            raise UserError(f"{_taken(directory)}: hydra.sweep.subdir must differ from job to job")
+        if hydra.mode is RunMode.MULTIRUN:
+            run_job(main, config, directory)
+            return
+        own = directory / str(hydra.output_subdir or HYDRA)
         try:
             main(config, directory)
         except BaseException:
-            if not _written(directory, own):
+            if all(path == own for path in directory.iterdir()):
                 shutil.rmtree(own, ignore_errors=True)
             raise
 
     return guarded
-
-
-def _written(directory: Path, own: Path) -> bool:
-    """Whether there is anything beside Hydra's files."""
-    return any(path != own for path in directory.iterdir())

@@ -5,7 +5,7 @@ They are not built: an entry point reads the configuration itself, which has pas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,6 +78,9 @@ class RunOptions:
     timeline: bool
     slo_ms: SloMs
     num_warm_up_requests: Natural
+    repeats: Count
+    resume: bool
+    sweep_columns: Sequence[str]
     fit_lengths: Literal["scale", "clip", "none"] | None = None
     max_requests: Count | None = None
     """These two, for workloads that do not say otherwise."""

@@ -1,81 +1,119 @@
-"""The table of a sweep (-m): one row a run, what was overridden and what came out."""
+"""A sweep (-m): what is done before its first job and after its last. The rest is Hydra's."""
 
 from __future__ import annotations
 
+import functools
+import sys
+import traceback
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from omegaconf import DictConfig
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from omegaconf import DictConfig, OmegaConf, flag_override
 
-from engine.telemetry.runlog import read_summary
-from experiments.output import print_line, stdout_console
-from experiments.tables import label, number, unit
-
-COLUMNS = (
-    "output_throughput", "mean_ttft_ms", "p99_ttft_ms", "mean_tpot_ms", "mean_e2el_ms", "num_preemptions",
-    "recompute_tax",
-)  # fmt: skip
-"""What is printed; sweep.csv has everything."""
-
-FILE = "sweep.csv"
+from engine.core.errors import UserError
+from engine.core.fields import Count, check_value
+from experiments.errors import plain_errors
+from experiments.folders import SWEEP_FILE, claim_sweep, claimed
+from experiments.gather import report
+from experiments.jobs import SWEEP_ID, SWEPT
+from experiments.sweep_tables import check_columns
 
 
-class SweepTable(Callback):
-    """Collects the summaries of the runs of a sweep into sweep.csv, and prints the main figures.
+def loud(method: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a method of a callback: end the process where it fails; Hydra would warn and go on."""
 
-    The file is written anew after each run, so that a run that fails takes nothing with it.
-    """
+    @functools.wraps(method)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            plain_errors(method)(*args, **kwargs)
+        except Exception:
+            traceback.print_exc()
+            sys.exit(1)
 
-    def __init__(self) -> None:
-        self._overrides: dict[str, dict[str, str]] = {}
-        self._summaries: dict[str, dict[str, float]] = {}
+    return guarded
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Keep the summary of a run that went well."""
-        hydra = job_return.hydra_cfg
-        if job_return.status is not JobStatus.COMPLETED or hydra is None:
-            return
-        if hydra.hydra.mode is not RunMode.MULTIRUN:
-            return
-        directory = Path(hydra.hydra.runtime.output_dir)
-        if not (directory / "summary.json").is_file():
-            return
-        pairs = (str(override).partition("=") for override in hydra.hydra.overrides.task)
-        name = str(hydra.hydra.sweep.subdir)
-        self._overrides[name] = {key: value for key, _, value in pairs}
-        self._summaries[name] = read_summary(directory)
-        self._frame().to_csv(Path(hydra.hydra.sweep.dir) / FILE, index_label="run")
 
+class Sweep(Callback):
+    """Claims the folder of a sweep, seeds its points, and gathers it at the end."""
+
+    @loud
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Before `multirun.yaml` is written. Each job composes its configuration anew, from the overrides."""
+        HydraConfig.instance().set_config(config)
+        check_value("repeats", config.repeats, Count)
+        check_value("resume", config.resume, bool)
+        check_columns(config.sweep_columns)
+        overrides = expanded(list(config.hydra.overrides.task), config.repeats, config.seed)
+        if config.resume:
+            folder = resumed(config, overrides)
+        else:
+            folder = claimed(config, "hydra.sweep.dir", claim_sweep)
+        with flag_override(config.hydra, "readonly", False):
+            config.hydra.sweep.dir = str(folder)
+            config.hydra.overrides.task = overrides
+            config.hydra.overrides.hydra += [
+                f"hydra.sweep.dir={_quoted(str(folder))}",
+                "hydra.output_subdir=null",  # see experiments.jobs
+                f"+hydra.job.env_set.{SWEEP_ID}=id{uuid.uuid4().hex[:12]}",
+                f"+hydra.job.env_set.{SWEPT}={_quoted(' '.join(swept_keys(overrides)))}",
+            ]
+
+    @loud
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print."""
-        if not self._summaries:
-            return
-        console = stdout_console()
-        overrides = pd.DataFrame.from_dict(self._overrides, orient="index")
-        console.print(sweep_table(overrides.loc[:, overrides.nunique(dropna=False) > 1], self._summaries))
-        print_line(console, f"written to {Path(config.hydra.sweep.dir) / FILE}")
-
-    def _frame(self) -> pd.DataFrame:
-        """A row a run: its overrides, then its summary."""
-        overrides = pd.DataFrame.from_dict(self._overrides, orient="index")
-        return overrides.join(pd.DataFrame.from_dict(self._summaries, orient="index"))
+        """Gather and print. Ends the process with 1 if some job was not completed."""
+        if not report(Path(config.hydra.sweep.dir), list(config.sweep_columns)):
+            sys.exit(1)
 
 
-def sweep_table(varied: pd.DataFrame, summaries: dict[str, dict[str, float]]) -> Table:
-    """One row a run: the overrides that differ between runs, and COLUMNS."""
-    table = Table(title="the sweep", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for name in ("run", *varied.columns):
-        table.add_column(escape(str(name)))
-    for metric in COLUMNS:
-        table.add_column(f"{label(metric)} {unit(metric)}".strip(), justify="right")
-    for run, summary in summaries.items():
-        figures = (number(metric, summary[metric]) for metric in COLUMNS)
-        table.add_row(*map(escape, map(str, (run, *varied.loc[run]))), *figures)
-    return table
+def expanded(overrides: Sequence[str], repeats: int, seed: int) -> list[str]:
+    """The overrides of the jobs: without the keys that end here, and with `seed` as a sweep over the repeats.
+
+    Raises:
+        UserError: repeats or resume is swept, or both repeats and several seeds are given.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    for key in ("repeats", "resume"):
+        if any(override.key_or_group == key and override.is_sweep_override() for override in parsed):
+            raise UserError(f"{key} is of the sweep as a whole: give one value")
+    kept = [override for override in parsed if override.key_or_group not in ("repeats", "resume")]
+    if repeats == 1:
+        return [str(override.input_line) for override in kept]
+    if any(override.key_or_group == "seed" and override.is_sweep_override() for override in kept):
+        raise UserError("repeats chooses the seeds, from `seed` on: give one seed, or leave repeats out")
+    lines = [str(override.input_line) for override in kept if override.key_or_group != "seed"]
+    return [*lines, f"seed=range({seed},{seed + repeats})"]
+
+
+def swept_keys(overrides: Sequence[str]) -> list[str]:
+    """The keys that differ from job to job."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [override.key_or_group for override in parsed if override.is_sweep_override()]
+
+
+def resumed(config: DictConfig, overrides: Sequence[str]) -> Path:
+    """The folder of the sweep to go on with.
+
+    Raises:
+        UserError: it holds no sweep, or one of other overrides.
+    """
+    folder = Path(str(config.hydra.sweep.dir))
+    path = folder / SWEEP_FILE
+    if not path.exists():
+        raise UserError(f"{folder} holds no sweep: resume=true needs hydra.sweep.dir=FOLDER of the old one")
+    old = OmegaConf.select(OmegaConf.load(path), "hydra.overrides.task")
+    if old is not None and list(old) != list(overrides):  # None: it was stopped before its first job
+        raise UserError(
+            f"{folder} holds a sweep of other overrides ({' '.join(old)}): resume it with the same, in "
+            "the same order, or choose another hydra.sweep.dir"
+        )
+    return folder
+
+
+def _quoted(text: str) -> str:
+    """A value in the grammar of Hydra's overrides."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -47,6 +47,7 @@ CLIENT_COLUMNS = {
 """What the table by client shows; clients.csv has everything."""
 
 UNITS = {
+    "offered_rate_per_s": "requests/s",
     "duration": "s",
     "request_throughput": "requests/s",
     "request_goodput": "requests/s",
@@ -69,7 +70,7 @@ def label(metric: str) -> str:
     if statistic in STATISTICS and rest.endswith("_ms"):
         name = rest.removesuffix("_ms")
         return f"{NAMES.get(name, name)} {STATISTICS[statistic]}"
-    return metric.removeprefix("num_").replace("_", " ")
+    return metric.removeprefix("num_").removesuffix("_per_s").replace("_", " ")
 
 
 def unit(metric: str) -> str:

@@ -135,7 +135,7 @@ def test_a_policy_of_your_own_by_a_yaml_on_the_search_path(cli: Cli, tmp_path: P
 
 
 def test_a_sweep_ends_with_a_table(cli: Cli) -> None:
-    finished = cli(run.main, "-m", *TIGHT, *QUICK, "restore=swap,recompute", "hydra/hydra_logging=none")
+    finished = cli(run.main, "-m", *TIGHT, *QUICK, "restore=swap,recompute")
     assert finished.code == 0, finished.err
     table = pd.read_csv(cli.directory / "sweep.csv", index_col="run")
     assert table["restore"].tolist() == ["swap", "recompute"]
