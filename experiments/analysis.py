@@ -10,7 +10,7 @@ Nothing is written to the disk.
 from __future__ import annotations
 
 import io
-import math
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,6 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
-from scipy.stats import t as student_t
 
 from engine.core.errors import UserError
 from engine.telemetry.metrics import summarize
@@ -30,18 +29,23 @@ from engine.telemetry.runlog import RunLog, read_run, read_summary
 from experiments.check import check
 from experiments.compose import CONF, build
 from experiments.figures.memory import memory_figure
+from experiments.gather import gather
 from experiments.header import Header
 from experiments.options import RunOptions, check_world
 from experiments.output import Wanted
+from experiments.repeats import estimate
 from experiments.run import serve as serve_config
 from sim.cost.base import CostModel
 
 __all__ = [
-    "Picture", "Served", "cost_model", "interval", "over", "paired", "quick", "read_run", "read_summary",
-    "read_sweep", "serve",
+    "Picture", "Served", "Validation", "cost_model", "gather", "interval", "over", "paired", "quick",
+    "read_run", "read_summary", "read_validation", "serve",
 ]  # fmt: skip
 
 QUICK = "PAGETWIN_QUICK"
+
+Contender = Sequence[str] | Mapping[str, Callable[[], object]]
+"""Overrides, or policies without a YAML by their axes, as `serve` takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ def cost_model(*overrides: str) -> CostModel:
 
 
 def over(
-    policies: Mapping[str, Sequence[str]],
+    policies: Mapping[str, Contender],
     key: str,
     values: Iterable[object],
     common: Sequence[str] = (),
@@ -102,25 +106,30 @@ def over(
 ) -> pd.DataFrame:
     """Serve under every policy, with every value of a key, with every seed: a row each.
 
-    `policies` names overrides. The columns are policy, `key`, seed, and all metrics of the summary. All
+    `policies` gives each its name. The columns are policy, `key`, seed, and all metrics of the summary. All
     policies meet the same requests at equal seeds, so differences are to be taken seed by seed (`paired`).
     """
     rows = [
         {"policy": name, key: value, "seed": seed}
-        | dict(serve(*common, *overrides, f"{key}={value}", f"seed={seed}").summary)
+        | dict(_serve_as(contender, *common, f"{key}={value}", f"seed={seed}").summary)
         for seed in seeds
         for value in values
-        for name, overrides in policies.items()
+        for name, contender in policies.items()
     ]
     return pd.DataFrame(rows)
 
 
+def _serve_as(contender: Contender, *overrides: str) -> Served:
+    """Under one of the policies that `over` compares."""
+    if isinstance(contender, Mapping):
+        return serve(*overrides, **contender)
+    return serve(*overrides, *contender)
+
+
 def interval(values: Iterable[float]) -> tuple[float, float]:
     """The mean, and half the width of its 95 % interval (Student's t); NaN for a single value."""
-    series = pd.Series(list(values), dtype="float64")
-    if len(series) < 2:
-        return float(series.mean()), math.nan
-    return float(series.mean()), float(student_t.ppf(0.975, len(series) - 1) * series.sem())
+    found = estimate(list(values))
+    return found.mean, found.half
 
 
 def paired(runs: pd.DataFrame, metric: str, policy: str, baseline: str) -> tuple[float, float]:
@@ -132,16 +141,33 @@ def paired(runs: pd.DataFrame, metric: str, policy: str, baseline: str) -> tuple
     return interval(by_seed[policy] / by_seed[baseline] - 1)
 
 
-def read_sweep(directory: Path) -> pd.DataFrame:
-    """The table of a sweep: a row a run, its overrides, then its summary.
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What `python -m experiments.validate` found."""
+
+    comparison: pd.DataFrame
+    """A row a load, policy and metric; experiments.compare explains the columns."""
+    residuals: pd.DataFrame
+    """A row a kind of step and repeat: what is left of the errors of the step times, the bias taken out."""
+    answer: str
+    reasons: Sequence[str]
+    step_bias: Sequence[float]
+    """The error that all step times of a repeat have in common, by repeat."""
+
+
+def read_validation(directory: Path) -> Validation:
+    """What a validation wrote into its folder: comparison.csv, residuals.csv and verdict.json.
 
     Raises:
-        UserError: there is no table.
+        UserError: one of them is missing.
     """
-    path = directory / "sweep.csv"
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {directory} is not the folder of a sweep")
-    return pd.read_csv(path, index_col="run")
+    paths = [directory / name for name in ("comparison.csv", "residuals.csv", "verdict.json")]
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{path} does not exist: {directory} is not the folder of a finished validation")
+    verdict = json.loads(paths[2].read_text(encoding="utf-8"))
+    comparison = pd.read_csv(paths[0], dtype={"answer": "str"}).fillna({"answer": ""})
+    return Validation(comparison, pd.read_csv(paths[1]), **verdict)
 
 
 def quick(full: Any, small: Any) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from engine.telemetry.schema import World
-from experiments.figures.style import LINE_STYLES, STYLE, policy_looks, round_ticks, short
+from experiments.figures.style import LINE_STYLES, STYLE, Floats, policy_looks, round_ticks, short
 
 MARKERS = "osD^vP"
 """A second sign of the policy beside its colour: lines often lie on one another."""
@@ -25,11 +26,13 @@ def lines_figure(
     xlabel: str,
     title: str = "",
     world: World = World.SIMULATED,
+    reference: tuple[str, Callable[[Floats], Floats]] | None = None,
 ) -> Figure:
     """A panel a metric: the mean over seeds at each value of `x`, and the range of the seeds as a band.
 
     `runs` has the columns policy, `x` and the metrics, a row a run (`experiments.analysis.over`). `panels`
-    gives each metric its label. Colour is the policy and line style the world.
+    gives each metric its label. Colour is the policy and line style the world. `reference` is what the first
+    metric should be, by a rule: its label, and a function of `x`.
     """
     looks = policy_looks(runs["policy"])
     with rc_context(STYLE):
@@ -47,6 +50,10 @@ def lines_figure(
                 axes.plot(points.index, points["mean"], markersize=3.5, linewidth=1.2, label=policy, **line)
             _axes(axes, runs[x].to_numpy(dtype=float), runs[metric].dropna().to_numpy(dtype=float))
             axes.set(xlabel=xlabel, ylabel=label)
+        if reference is not None:
+            values = np.unique(runs[x].to_numpy(dtype=float))
+            rule: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
+            figure.axes[0].plot(values, reference[1](values), label=reference[0], **rule)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
         if title:
@@ -54,7 +61,7 @@ def lines_figure(
         return figure
 
 
-def _axes(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
+def _axes(axes: Axes, x: Floats, y: Floats) -> None:
     round_ticks(axes, "y", y)
     if axes.get_yscale() == "linear":
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))

@@ -62,7 +62,7 @@ def round_ticks(axes: Axes, which: Literal["x", "y"], values: Floats) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     decades = _decades(values)
     if decades < DECADES:
-        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(MaxNLocator(4 if which == "x" else 6, steps=[1, 2, 5, 10]))
     else:
         axes.set(**{f"{which}scale": "log"})
         axis.set_major_locator(LogLocator(subs=(1, 3) if decades < 2.5 else (1,), numticks=6))

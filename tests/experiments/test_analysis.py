@@ -12,7 +12,7 @@ import pytest
 from engine.core.errors import UserError
 from engine.core.request import Request
 from experiments import run
-from experiments.analysis import interval, over, paired, read_sweep, serve
+from experiments.analysis import interval, over, paired, read_validation, serve
 from tests.experiments.cli import QUICK, Cli
 
 TIGHT = ("pool=blocks", "pool.num_blocks=300", "workload.num_requests=12", "workload.rate_per_s=20")
@@ -70,6 +70,13 @@ def test_a_paired_difference_has_no_noise_of_the_seeds() -> None:
     assert math.isnan(interval([1.0])[1])
 
 
-def test_a_folder_without_a_table_is_no_sweep(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the folder of a sweep"):
-        read_sweep(tmp_path)
+def test_a_validation_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "comparison.csv").write_text("load,policy,metric,error,answer\n0.7,swap,tax,0.1,\n")
+    (tmp_path / "residuals.csv").write_text("kind,repeat,num_steps,residual\ndecode,1,10,0.02\n")
+    with pytest.raises(UserError, match=r"verdict\.json does not exist"):
+        read_validation(tmp_path)
+    verdict = {"answer": "PASS", "reasons": ["all hold"], "step_bias": [0.01, 0.02]}
+    (tmp_path / "verdict.json").write_text(json.dumps(verdict))
+    found = read_validation(tmp_path)
+    assert (found.answer, found.reasons, found.step_bias) == ("PASS", ["all hold"], [0.01, 0.02])
+    assert found.comparison["answer"].tolist() == [""] and found.residuals["residual"].tolist() == [0.02]
