@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from engine.telemetry.schema import World
+from experiments.answers import ANSWERS, Answers
 from experiments.compose import build, config_text, policies_maker, stage_from_config
 from experiments.errors import entry_point
 from experiments.header import Header
@@ -46,7 +47,8 @@ def serve(
 ) -> tuple[Outcome, Prepared, Header]:
     """Compose the world that `config` describes, say what it is and what it will serve, and serve it.
 
-    `choices` has the choice of each config group. The journal goes into `directory`, if there is one.
+    `choices` has the choice of each config group. The journal goes into `directory`, if there is one,
+    and what an engine answered to prompts.
     `policies` makes those of axes for which `config` does not have what is wanted.
     """
     make_policies, limits = policies_maker(config, **policies), build(config.limits)
@@ -58,6 +60,7 @@ def serve(
     print_workload(console, workload)
     if config.num_warm_up_requests:
         stage.warm_up(Run(specs[: config.num_warm_up_requests], limits, make_policies))
+    answers = Answers()
     journal_path = None if directory is None or config.journal == "off" else directory / JOURNAL
     outcome = stage.play(
         Run(
@@ -68,8 +71,11 @@ def serve(
             journal_path=journal_path,
             with_plans=config.journal == "plans",
             laws=config.laws,
+            observers=(answers,) if workload.prompts is not None else (),
         )
     )
+    if workload.prompts is not None and stage.world is World.MEASURED and directory is not None:
+        answers.write(directory / ANSWERS, workload.prompts, outcome.log.requests)
     return outcome, workload, header
 
 
@@ -97,6 +103,7 @@ def main(config: DictConfig, directory: Path) -> None:
     print_remark(console, outcome)
     print_fallbacks(console, summary)
     print_effort(console, outcome.effort, summary)
+    files += [path for path in (directory / ANSWERS,) if path.is_file()]
     print_files(console, directory, files)
 
 

@@ -45,7 +45,7 @@ class AzureTrace(RecordedTrace):
     def read(self) -> Rows:
         """All rows; the first request of the file need not be the earliest."""
         parsers = {"TIMESTAMP": timestamp_ns, "ContextTokens": token_count, "GeneratedTokens": token_count}
-        with open_trace(self.path, SOURCE) as file:
+        with open_trace(self.path, "azure", SOURCE) as file:
             columns = parse_columns(file, csv_records(file, parsers), parsers)
         times_ns = since_first_ns(columns, "TIMESTAMP", "ns")
         return ordered_rows(times_ns, columns.tokens("ContextTokens"), columns.tokens("GeneratedTokens"))

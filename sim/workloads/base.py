@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,15 @@ class WorkloadError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """What people wrote, and how to read the answers."""
+
+    by_request_id: Mapping[str, object]
+    """Text, messages, or token ids."""
+    decode: Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """The requests of a run, and what was done to make them."""
 
@@ -38,6 +47,8 @@ class Prepared:
     """One line each; the first says how many requests of how many there are."""
     warnings: tuple[str, ...] = ()
     """One line each: what makes these requests different from those of the source."""
+    prompts: Prompts | None = None
+    """None for requests of which the lengths are known and nothing else."""
 
 
 class Workload(ABC):
@@ -70,6 +81,8 @@ class Labels:
     priority: Sequence[int] | None = None
     max_tokens: Sequence[int] | None = None
     """The limit on output tokens that the client sent."""
+    prompt_token_ids: Sequence[tuple[int, ...]] | None = None
+    """Of requests whose outputs end by themselves or at max_tokens: their recorded output is that limit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -42,7 +42,7 @@ class MooncakeTrace(RecordedTrace):
     def read(self) -> Rows:
         """All rows, spread over their ticks if they have any."""
         parsers = {"timestamp": stamp, "input_length": token_count, "output_length": token_count}
-        with open_trace(self.path, SOURCE) as file:
+        with open_trace(self.path, "mooncake", SOURCE) as file:
             columns = parse_columns(file, json_records(file, parsers), parsers)
         if self.time_unit is None:
             check_unit(columns, "timestamp", "ms", "workload.time_unit")

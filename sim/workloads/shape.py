@@ -71,6 +71,7 @@ class Shape:
     def _specs(self, rows: Rows, max_tokens: IntArray, seed: int) -> list[RequestSpec]:
         num_drawn = int(rows.number.max()) + 1
         ids = rows.labels.request_id or _numbered(num_drawn)
+        prompts = rows.labels.prompt_token_ids  # one that was clipped keeps its end, as vLLM truncates
         priorities = self._priorities(rows.labels, seed, num_drawn)
         clients = self._clients(rows.labels, seed, num_drawn)
         seeds = stream(seed, "workload/sampling seeds").integers(2**48, size=num_drawn).tolist()
@@ -81,15 +82,16 @@ class Shape:
             max_tokens,
             rows.num_output_tokens,
         )
-        return [
+        specs = [
             RequestSpec(
                 request_id=ids[number],
                 arrival_ns=arrival_ns,
                 num_prompt_tokens=num_prompt_tokens,
                 max_tokens=limit,
-                num_output_tokens=num_output_tokens,
+                num_output_tokens=num_output_tokens if prompts is None else None,
                 n=self.n,
                 priority=priorities[number],
+                prompt_token_ids=None if prompts is None else prompts[number][-num_prompt_tokens:],
                 sampling=self._sampling(seeds[number]),
                 client=clients[number],
             )
@@ -97,6 +99,7 @@ class Shape:
                 *(column.tolist() for column in columns), strict=True
             )
         ]
+        return sorted(specs, key=lambda spec: (spec.arrival_ns, spec.request_id))  # ids may be the trace's
 
     def _max_tokens(self, rows: Rows, max_model_len: int) -> IntArray:
         """At least 1 even for a prompt that leaves no room: that request is for the scheduler to reject."""

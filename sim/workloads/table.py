@@ -10,15 +10,17 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import numpy as np
 
 from sim.workloads.base import MAX_TOKENS, IntArray, WorkloadError
+from sim.workloads.sniff import hint
 
-Number = int | float
+Number = int | float | Decimal
 Parse = Callable[[object], Number]
 """Turns a cell into a number; its ValueError says what is wrong, as the end of a sentence."""
 
@@ -46,15 +48,22 @@ def token_count(cell: object) -> int:
 
 
 @contextmanager
-def open_trace(path: str | None, source: str) -> Iterator[TextIO]:
-    """Open a trace as text; where it cannot be read, say where to get one (`source`)."""
+def open_trace(path: str | None, reader: str, source: str | None = None) -> Iterator[TextIO]:
+    """Open a trace as text for a reader, a choice of conf/workload.
+
+    Where there is none, say where to get one (`source`); where it is of another format, say which reader
+    fits it.
+    """
+    where = "" if source is None else f" (where to get it: {source})"
     if path is None:
-        raise WorkloadError(f"workload.path must name the trace (where to get it: {source})")
+        raise WorkloadError(f"workload.path must name the trace{where}")
     if not Path(path).is_file():
-        raise WorkloadError(f"workload.path: there is no file {path} (where to get it: {source})")
+        raise WorkloadError(f"workload.path: there is no file {path}{where}")
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
             yield file
+    except WorkloadError as error:
+        raise WorkloadError(f"{error}{hint(Path(path), reader)}") from None
     except UnicodeDecodeError as error:
         raise WorkloadError(f"{path}: not UTF-8 text: {error}") from None
     except OSError as error:
@@ -113,6 +122,8 @@ class Columns:
     path: str
     lines: Sequence[int]
     values: Mapping[str, Sequence[Number]]
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Columns that are no numbers, without the space around them."""
 
     def tokens(self, name: str) -> IntArray:
         """A column of lengths."""
@@ -123,17 +134,22 @@ class Columns:
         return f"{self.path}, line {self.lines[row]}, column {name}"
 
 
-def parse_columns(file: TextIO, records: Iterable[Record], parsers: Mapping[str, Parse]) -> Columns:
-    """The parsed columns, by the names of `parsers`."""
+def parse_columns(
+    file: TextIO, records: Iterable[Record], parsers: Mapping[str, Parse], texts: Iterable[str] = ()
+) -> Columns:
+    """The parsed columns, by the names of `parsers`, and those that are texts."""
     lines: list[int] = []
     values: dict[str, list[Number]] = {name: [] for name in parsers}
+    words: dict[str, list[str]] = {name: [] for name in texts}
     for record in records:
         lines.append(record.line)
         for name, parse in parsers.items():
             values[name].append(_parse(file.name, record, name, parse))
+        for name, column in words.items():
+            column.append(str(record.cells[name]).strip())
     if not lines:
         raise WorkloadError(f"{file.name}: the trace is empty: it holds no request")
-    return Columns(file.name, lines, values)
+    return Columns(file.name, lines, values, words)
 
 
 def _parse(path: str, record: Record, name: str, parse: Parse) -> Number:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from sim.workloads.base import MAX_SPAN_NS, MAX_YEARS, IntArray, WorkloadError
-from sim.workloads.table import Columns
+from sim.workloads.table import Columns, Number
 
 UNITS_NS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _YEAR_2000_NS = 946_684_800 * 10**9
@@ -17,7 +20,8 @@ def since_first_ns(columns: Columns, name: str, unit: str) -> IntArray:
 
     Whole numbers are subtracted before they are multiplied, so the result is exact whatever they count from.
     """
-    stamps, unit_ns = columns.values[name], UNITS_NS[unit]
+    stamps: Sequence[Any] = columns.values[name]  # int, float or Decimal, all of them the same
+    unit_ns = UNITS_NS[unit]
     first = min(stamps)
     times_ns = [round((stamp - first) * unit_ns) for stamp in stamps]
     latest = max(range(len(times_ns)), key=times_ns.__getitem__)
@@ -29,7 +33,7 @@ def since_first_ns(columns: Columns, name: str, unit: str) -> IntArray:
     return np.array(times_ns, np.int64)
 
 
-def epoch_unit(stamp: float) -> str | None:
+def epoch_unit(stamp: Number) -> str | None:
     """The unit in which this stamp would be a time between 2000 and 2100; None if there is none."""
     for unit, unit_ns in UNITS_NS.items():
         if _YEAR_2000_NS <= stamp * unit_ns < _YEAR_2100_NS:

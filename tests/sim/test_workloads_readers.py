@@ -128,7 +128,11 @@ def test_lengths_csv_takes_arrivals_from_a_generator(tmp_path: Path) -> None:
 
 def test_lengths_csv_with_other_columns(tmp_path: Path) -> None:
     workload = LengthsCsv(
-        write(tmp_path, LENGTHS), "num_total_tokens", "num_prefill_tokens", rate_per_s=1.0, shape=AS_IS
+        write(tmp_path, LENGTHS),
+        prompt_column="num_total_tokens",
+        output_column="num_prefill_tokens",
+        rate_per_s=1.0,
+        shape=AS_IS,
     )
     assert lengths(workload) == [("r00000", 992, 74), ("r00001", 1195, 290)]
 
