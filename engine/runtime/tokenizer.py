@@ -37,7 +37,8 @@ class CheckpointTokenizer:
         except ImportError as error:
             raise UserError(
                 "workload.tokenizer needs transformers, which comes with the extra: "
-                f"pip install 'pagetwin[engine]' (sharegpt_json can do with workload.chars_per_token=4): {error}"
+                f"pip install 'pagetwin[engine]' ({error}). "
+                "workload=sharegpt_json can do without: workload.chars_per_token=4"
             ) from error
         if not Path(self._path).is_dir():
             raise UserError(f"workload.tokenizer.path: there is no directory {self._path}")
