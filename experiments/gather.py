@@ -20,9 +20,15 @@ from experiments.folders import SWEEP_FILE
 from experiments.jobs import HYDRA, SUMMARY, SWEEP_KEYS, is_completed, read_error
 from experiments.output import print_line, stdout_console
 from experiments.repeats import SEED, paired, points, varied
-from experiments.sweep_tables import check_columns, default_columns, point_tables, shown_metrics
+from experiments.sweep_tables import (
+    OF_THE_WORKLOAD,
+    check_columns,
+    default_columns,
+    point_tables,
+    shown_metrics,
+)
 
-FILE = "sweep.csv"
+FILE, FIGURE = "sweep.csv", "sweep.png"
 STATUS, ERROR = "status", "error"
 
 
@@ -76,7 +82,7 @@ def report(folder: Path, columns: Sequence[str]) -> bool:
     """Gather a folder, write its tables and its figure, print; whether every run was completed."""
     table = gather(folder)
     console = stdout_console()
-    files = write_tables(table, folder, columns)
+    files = write_tables(table, folder, columns) + write_figure(table, folder, columns)
     for printed in point_tables(table, columns, console.width):
         console.print(printed)
     for run, row in table[table[STATUS] != "completed"].iterrows():
@@ -96,6 +102,15 @@ def write_tables(table: pd.DataFrame, folder: Path, columns: Sequence[str]) -> l
                 files.append(folder / f"sweep_{name}.csv")
                 frame.to_csv(files[-1], index=False)
     return files
+
+
+def write_figure(table: pd.DataFrame, folder: Path, columns: Sequence[str]) -> list[Path]:
+    """sweep.png, if some run was completed."""
+    from experiments.figures.style import save  # matplotlib is slow to import
+    from experiments.figures.sweep import sweep_figure
+
+    figure = sweep_figure(table, [metric for metric in columns if metric not in OF_THE_WORKLOAD])
+    return [] if figure is None else [save(figure, folder / FIGURE)]
 
 
 def columns_of(folder: Path) -> list[str]:

@@ -135,6 +135,17 @@ def print_fallbacks(console: Console, summary: Summary, name: str = "") -> None:
         print_line(console, f"{name}: {text}" if name else text, style="yellow")
 
 
+def print_saturated(console: Console, summary: Summary, name: str = "") -> None:
+    """Say so where requests came faster than they were served."""
+    if summary["saturated"] == 1:
+        offered, served = summary["offered_rate_per_s"], summary["request_throughput"]
+        text = (
+            f"saturated: {offered:.3g} requests/s came and {served:.3g} were served; the queue grew for as "
+            "long as they came, so latencies tell how long the run was"
+        )
+        print_line(console, f"{name}: {text}" if name else text, style="yellow")
+
+
 def print_unserved(console: Console, log: RunLog, name: str = "") -> None:
     """How many requests of a run were rejected, how many failed, and one of the reasons."""
     for status in ("rejected", "failed"):

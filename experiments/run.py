@@ -28,6 +28,7 @@ from experiments.output import (
     print_files,
     print_line,
     print_remark,
+    print_saturated,
     print_unserved,
     print_workload,
     stdout_console,
@@ -100,6 +101,7 @@ def main(config: DictConfig, directory: Path) -> None:
     print_clients(console, outcome.log)
     print_stop_tokens(console, config)
     print_unserved(console, outcome.log)
+    print_saturated(console, summary)
     print_remark(console, outcome)
     print_fallbacks(console, summary)
     print_effort(console, outcome.effort, summary)

@@ -11,6 +11,7 @@ from engine.telemetry.clients import client_metrics
 from engine.telemetry.latency import distribution, inter_token_ms, latencies, meets
 from engine.telemetry.memory import memory_summary
 from engine.telemetry.runlog import RunLog
+from engine.telemetry.saturation import saturation
 from engine.telemetry.series import span_ns
 
 NS_PER_S = 1e9
@@ -27,7 +28,7 @@ def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[st
     arrival to the end of the last step. With limits in `slo_ms` (ttft, tpot, e2el) there are
     `request_goodput`, the requests a second that meet all of them, and `slo_attainment`, their share of all
     requests that arrived. If requests have clients there are `num_clients` and `jain_index`
-    (see engine.telemetry.clients).
+    (see engine.telemetry.clients). `saturated` is explained in engine.telemetry.saturation.
     """
     first_ns, last_ns = span_ns(log)
     duration_ns = float(last_ns - first_ns)
@@ -38,6 +39,7 @@ def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[st
         **step_metrics(log.steps, duration_ns),
         **memory_summary(log),
         **client_metrics(log.requests),
+        **saturation(log),
     }
 
 

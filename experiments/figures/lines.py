@@ -48,7 +48,7 @@ def lines_figure(
                 )
                 line = {"color": look["color"], "linestyle": LINE_STYLES[world], "marker": marker}
                 axes.plot(points.index, points["mean"], markersize=3.5, linewidth=1.2, label=policy, **line)
-            _axes(axes, runs[x].to_numpy(dtype=float), runs[metric].dropna().to_numpy(dtype=float))
+            number_axes(axes, runs[x].to_numpy(dtype=float), runs[metric].dropna().to_numpy(dtype=float))
             axes.set(xlabel=xlabel, ylabel=label)
         if reference is not None:
             values = np.unique(runs[x].to_numpy(dtype=float))
@@ -61,7 +61,8 @@ def lines_figure(
         return figure
 
 
-def _axes(axes: Axes, x: Floats, y: Floats) -> None:
+def number_axes(axes: Axes, x: Floats, y: Floats) -> None:
+    """Ticks, limits and grid for the values of a number that is varied, and those of a metric."""
     round_ticks(axes, "y", y)
     if axes.get_yscale() == "linear":
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))

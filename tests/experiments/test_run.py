@@ -180,13 +180,14 @@ def test_same_seed_same_bytes_in_another_process(tmp_path: Path) -> None:
 
 
 def test_clients_are_told_apart_and_without_any_nothing_is_said(cli: Cli) -> None:
-    told = cli(run.main, *QUICK, "workload.shape.clients={ann: 3, bob: 1}")
+    few = (*QUICK, "workload.num_requests=160")
+    told = cli(run.main, *few, "workload.shape.clients={ann: 3, bob: 1}")
     assert told.code == 0, told.err
     assert "by client" in told.out and "jain index" in told.out
     table = pd.read_csv(cli.directory / "clients.csv", index_col="client")
     assert table.index.tolist() == ["ann", "bob"]
     assert table["completed"].sum() == 160 and table.loc["ann", "completed"] > 100
     assert 0.5 < read_summary(cli.directory)["jain_index"] <= 1
-    silent = cli(run.main, *QUICK)
+    silent = cli(run.main, *few)
     assert "by client" not in silent.out and "jain" not in silent.out
     assert not (cli.directory / "clients.csv").exists()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from experiments import gather, run
+from experiments.figures.sweep import sweep_figure
 from experiments.jobs import COMPLETED
 from experiments.repeats import estimate, paired
 from experiments.sweep import expanded
+from experiments.sweep_tables import default_columns, point_tables
 from tests.experiments.cli import QUICK, Cli
 
 POINTS = ("-m", *QUICK, "workload.num_requests=5", "restore=swap,recompute", "limits.max_num_seqs=2,0")
@@ -132,3 +136,48 @@ def test_differences_are_taken_seed_by_seed() -> None:
     (difference,) = paired(table, ["x"]).to_dict("records")
     assert difference["against"] == "swap" and difference["restore"] == "recompute"
     assert difference["mean"] == pytest.approx(1.0) and difference["half"] == pytest.approx(0.0, abs=1e-9)
+
+
+def gathered(*rows: dict[str, object]) -> pd.DataFrame:
+    table = pd.DataFrame([{"status": "completed", **row} for row in rows])
+    table.attrs["axes"] = ["restore", "rate", "seed"]
+    return table
+
+
+def test_the_figure_has_a_line_a_choice_over_the_first_number_and_intervals_of_the_seeds() -> None:
+    table = gathered(
+        *(
+            {"restore": name, "rate": str(rate), "seed": str(seed), "x": rate * factor + seed}
+            for name, factor in (("swap", 1.0), ("recompute", 2.0))
+            for rate in (4, 2, 10)
+            for seed in (0, 2)
+        )
+    )
+    figure = sweep_figure(table, ["x", "nothing"])
+    assert figure is not None
+    (axes,) = figure.axes
+    lines = {bars.get_label(): bars.lines[0] for bars in axes.containers}
+    assert list(lines) == ["swap", "recompute"]
+    assert lines["recompute"].get_xydata().tolist() == [[2, 5], [4, 9], [10, 21]]
+    ends = axes.containers[0].lines[2][0].get_segments()[0]
+    assert ends[1][1] - ends[0][1] == pytest.approx(2 * 12.706, rel=1e-3)  # Student's t, 1 degree of freedom
+
+
+def test_without_a_number_there_are_bars_and_without_a_run_no_figure() -> None:
+    run = {"rate": "1", "seed": "0", "x": 1.0}
+    table = gathered(*({"restore": name, **run} for name in ("swap", "recompute")))
+    figure = sweep_figure(table, ["x"])
+    assert figure is not None and len(figure.axes[0].patches) == 2
+    assert sweep_figure(table, ["y"]) is None
+
+
+def test_no_figure_of_the_table_is_cut() -> None:
+    columns = dict.fromkeys(default_columns(), 123456.0)
+    table = gathered({"restore": "swap", **columns}, {"restore": "x" * 60, **columns})
+    table = table.assign(rate="1", seed="0")
+    for width in (60, 110, 1000):
+        console = Console(file=StringIO(), width=width)
+        console.print(*point_tables(table, default_columns(), width))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "…" not in text and max(map(len, text.splitlines())) <= width
+        assert text.count("123,456") == 2 * (len(columns) - 1), text

@@ -75,10 +75,10 @@ def test_the_engine_takes_a_part_and_scales_and_says_both(cli: Cli, tmp_path: Pa
 
 def test_the_default_run_keeps_its_lengths(cli: Cli) -> None:
     finished = cli(run.main, *QUICK)
-    assert "workload: 160 of 160 requests" in finished.out
+    assert "workload: 2,000 of 2,000 requests" in finished.out
     assert "warning" not in finished.out
     summary = read_summary(cli.directory)
-    assert summary["completed"] == 160
+    assert summary["completed"] == 2_000
     assert summary["workload_scale"] == 1 and summary["workload_token_share"] > 0.95
 
 
