@@ -231,7 +231,8 @@ def test_same_seed_in_two_processes_gives_the_same_requests() -> None:
 
 def test_workloads_need_no_torch() -> None:
     program = "import sys, sim.workloads.summary, sim.workloads.synthetic, sim.workloads.mooncake"
+    program += ", sim.workloads.prompts, sim.workloads.conversations, engine.runtime.tokenizer"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", program + "; print('torch' in sys.modules)"]
+    command = [sys.executable, "-c", program + "; print({'torch', 'transformers'} & set(sys.modules))"]
     run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+    assert run.stdout.strip() == "set()"
