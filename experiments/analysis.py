@@ -88,7 +88,8 @@ def serve(*overrides: str, **policies: Callable[[], object]) -> Served:
     config, choices = _composed(overrides)
     choices |= {axis: str(getattr(make, "__name__", make)) for axis, make in policies.items()}
     outcome, workload, header = serve_config(config, choices, None, Console(quiet=True), **policies)
-    summary = summarize(outcome.log, Wanted.by(config).slo_ms) | dict(workload.figures)
+    wanted = Wanted.by(config)
+    summary = summarize(outcome.log, wanted.slo_ms, wanted.measure) | dict(workload.figures)
     return Served(header, outcome.log, summary)
 
 

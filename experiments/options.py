@@ -24,6 +24,7 @@ from engine.core.policies.base import (
     Victim,
 )
 from engine.telemetry.schema import World
+from engine.telemetry.window import Measure
 from sim.cost.base import CostModel
 from sim.hardware import Hardware
 from sim.workloads.base import Workload
@@ -77,6 +78,7 @@ class RunOptions:
     plots: bool
     timeline: bool
     slo_ms: SloMs
+    measure: Measure
     num_warm_up_requests: Natural
     repeats: Count
     resume: bool

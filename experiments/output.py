@@ -15,6 +15,7 @@ from engine.telemetry.clients import client_table
 from engine.telemetry.metrics import summarize
 from engine.telemetry.runlog import RunLog, write_run
 from engine.telemetry.timeline import write_timeline
+from engine.telemetry.window import Measure, within
 from experiments.effort import Effort
 from experiments.tables import clients_table
 from experiments.worlds import Outcome
@@ -33,12 +34,13 @@ class Wanted:
     slo_ms: Mapping[str, float]
     timeline: bool
     plots: bool
+    measure: Measure
 
     @classmethod
     def by(cls, config: DictConfig) -> Wanted:
-        """The keys slo_ms, timeline and plots."""
+        """The keys slo_ms, timeline, plots and measure."""
         slo_ms = {str(name): limit for name, limit in config.slo_ms.items() if limit is not None}
-        return cls(slo_ms, config.timeline, config.plots)
+        return cls(slo_ms, config.timeline, config.plots, Measure(**config.measure))
 
 
 def write_outcome(
@@ -54,7 +56,7 @@ def write_outcome(
     The summary has the figures of the workload too, so that a sweep can tabulate them. `title` says in the
     figures what was run.
     """
-    summary = summarize(outcome.log, wanted.slo_ms) | dict(workload)
+    summary = summarize(outcome.log, wanted.slo_ms, wanted.measure) | dict(workload)
     files = write_run(outcome.log, directory, summary, config_text)
     files.append(directory / "effort.json")
     # A file of its own: everything else in the folder of a simulation is the same on every machine.
@@ -133,6 +135,15 @@ def print_fallbacks(console: Console, summary: Summary, name: str = "") -> None:
             "recompute, for want of host blocks: raise pool.num_host_blocks or pool.swap_space_bytes"
         )
         print_line(console, f"{name}: {text}" if name else text, style="yellow")
+
+
+def print_measure(console: Console, log: RunLog, measure: Measure) -> None:
+    """Say what of the run the figures are of, if not all."""
+    if measure.leaves_out(log):
+        (begin_ns, end_ns), first_ns = measure.window_ns(log), int(log.requests["arrival_ns"].min())
+        seconds = f"{(begin_ns - first_ns) / 1e9:,.1f} to {(end_ns - first_ns) / 1e9:,.1f} s"
+        num = len(within(log, (begin_ns, end_ns)).requests)
+        print_line(console, f"measured: {seconds}, {num:,} of {len(log.requests):,} requests arrived then")
 
 
 def print_saturated(console: Console, summary: Summary, name: str = "") -> None:

@@ -27,6 +27,7 @@ from experiments.output import (
     print_fallbacks,
     print_files,
     print_line,
+    print_measure,
     print_remark,
     print_saturated,
     print_unserved,
@@ -101,6 +102,7 @@ def main(config: DictConfig, directory: Path) -> None:
     print_clients(console, outcome.log)
     print_stop_tokens(console, config)
     print_unserved(console, outcome.log)
+    print_measure(console, outcome.log, wanted.measure)
     print_saturated(console, summary)
     print_remark(console, outcome)
     print_fallbacks(console, summary)

@@ -28,10 +28,12 @@ OF_THE_WORKLOAD = (
     "workload_too_long_share", "workload_token_share",
 )  # fmt: skip
 """What sim.workloads.treatment adds to the summary."""
+OF_CLIENTS = ("num_clients", "jain_index")
+"""What engine.telemetry.clients adds where requests have clients."""
 IF_ANY = ("num_rejected", "num_failed", "num_aborted", "num_unfinished", "num_fallbacks", "saturated")
 """Shown whenever one run has any."""
-IF_DEFINED = ("request_goodput", "slo_attainment")
-"""Shown whenever there are limits."""
+IF_DEFINED = ("request_goodput", "slo_attainment", "jain_index")
+"""Shown whenever there are limits, or clients."""
 GAP = 3
 """Characters between two columns."""
 MAX_KEY_WIDTH = 36
@@ -42,7 +44,7 @@ MAX_KEY_WIDTH = 36
 def known_metrics() -> tuple[str, ...]:
     """Every metric that a summary can have: those of a run of nothing, with limits, and of its workload."""
     nothing = RunLog.of(Recorder(1), World.SIMULATED, Capacity(1, 0, 1))
-    return (*summarize(nothing, {"ttft": 1.0}), *OF_THE_WORKLOAD)
+    return (*summarize(nothing, {"ttft": 1.0}), *OF_CLIENTS, *OF_THE_WORKLOAD)
 
 
 def check_columns(columns: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.series import time_mean, time_series
+from engine.telemetry.window import clipped
 
 SHARES = ("U", "S", "R", "I", "E", "F", "K")
 NAMES = ("token_states", "written", "reserved", "internal", "external", "free", "cached")
@@ -51,14 +52,16 @@ def memory_states(log: RunLog) -> pd.DataFrame:
     return series.assign(**states, W=states["R"] + states["I"], **usage)
 
 
-def memory_summary(log: RunLog) -> dict[str, float]:
+def memory_summary(log: RunLog, window_ns: tuple[int, int] | None = None) -> dict[str, float]:
     """Means over the run (integral / duration), in which idle time counts as an empty pool; and peaks.
+
+    `window_ns` is the part of the run to look at, if not all.
 
     `sharing_saving` = (blocks over all block tables - distinct blocks) / blocks over all block tables.
     `tail_waste_tokens` is W over the number of running requests: about (block size - 1) / 2 where blocks are
     taken on demand and n = 1.
     """
-    states = memory_states(log)
+    states = memory_states(log) if window_ns is None else clipped(memory_states(log), window_ns)
     num_blocks, block_size = log.capacity.num_blocks, log.capacity.block_size
 
     def mean(values: pd.Series) -> float:

@@ -13,6 +13,7 @@ from engine.telemetry.memory import memory_summary
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.saturation import saturation
 from engine.telemetry.series import span_ns
+from engine.telemetry.window import Measure, rates_within, within
 
 NS_PER_S = 1e9
 
@@ -20,7 +21,9 @@ UNSERVED = ("aborted", "rejected", "failed", "unfinished")
 """Statuses of requests that did not finish."""
 
 
-def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[str, float]:
+def summarize(
+    log: RunLog, slo_ms: Mapping[str, float] | None = None, measure: Measure | None = None
+) -> dict[str, float]:
     """All metrics of a run by name; NaN where one is undefined.
 
     Latencies in ms and throughputs (requests or tokens a second) count finished requests only; aborted,
@@ -29,7 +32,15 @@ def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[st
     `request_goodput`, the requests a second that meet all of them, and `slo_attainment`, their share of all
     requests that arrived. If requests have clients there are `num_clients` and `jain_index`
     (see engine.telemetry.clients). `saturated` is explained in engine.telemetry.saturation.
+
+    `measure` leaves warm-up and drain out. Then `duration` is the length of the window that is left; counts,
+    totals, latencies and SLO attainment are those of the requests that arrived in it, though they may end
+    after it; throughput and goodput are what was finished in it (see `rates_within`); steps, preemptions and
+    what they cost those of the steps that began in it; memory is averaged over it. `saturated` is always of
+    the whole run.
     """
+    if measure is not None and measure.leaves_out(log):
+        return _summarize_window(log, slo_ms or {}, measure.window_ns(log))
     first_ns, last_ns = span_ns(log)
     duration_ns = float(last_ns - first_ns)
     return {
@@ -39,6 +50,23 @@ def summarize(log: RunLog, slo_ms: Mapping[str, float] | None = None) -> dict[st
         **step_metrics(log.steps, duration_ns),
         **memory_summary(log),
         **client_metrics(log.requests),
+        **saturation(log),
+    }
+
+
+def _summarize_window(
+    log: RunLog, slo_ms: Mapping[str, float], window_ns: tuple[int, int]
+) -> dict[str, float]:
+    """The metrics of a part of a run."""
+    part, duration_ns = within(log, window_ns), float(window_ns[1] - window_ns[0])
+    return {
+        **request_metrics(part.requests, duration_ns / NS_PER_S, slo_ms),
+        **rates_within(log, window_ns, slo_ms),
+        **latency_metrics(part.requests),
+        **preemption_metrics(part),
+        **step_metrics(part.steps, duration_ns),
+        **memory_summary(log, window_ns),
+        **client_metrics(part.requests),
         **saturation(log),
     }
 

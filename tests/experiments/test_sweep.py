@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from experiments import gather, run
+from experiments.analysis import serve
 from experiments.figures.sweep import sweep_figure
 from experiments.jobs import COMPLETED
 from experiments.repeats import estimate, paired
 from experiments.sweep import expanded
-from experiments.sweep_tables import default_columns, point_tables
+from experiments.sweep_tables import default_columns, known_metrics, point_tables
 from tests.experiments.cli import QUICK, Cli
 
 POINTS = ("-m", *QUICK, "workload.num_requests=5", "restore=swap,recompute", "limits.max_num_seqs=2,0")
@@ -181,3 +182,8 @@ def test_no_figure_of_the_table_is_cut() -> None:
         text = console.file.getvalue()  # type: ignore[attr-defined]
         assert "…" not in text and max(map(len, text.splitlines())) <= width
         assert text.count("123,456") == 2 * (len(columns) - 1), text
+
+
+def test_every_metric_of_a_run_can_be_a_column() -> None:
+    clients = "workload.shape.clients={ann: 1, bob: 1}"
+    assert set(serve("workload.num_requests=5", clients, "slo_ms.ttft=100").summary) == set(known_metrics())
