@@ -19,8 +19,8 @@ from tests.parity.golden import policies_v0, policies_v1
 GROUPS = sorted(path.name for path in Path(CONF).iterdir() if path.is_dir())
 AXES = ("order", "admission", "batching", "victim", "restore", "reservation")
 PRIMARY = ("run", "calibrate", "validate")
-NEED_A_FILE = ("azure", "csv", "mooncake", "prompts", "sharegpt", "sharegpt_json")
-"""Workloads that are made of a file."""
+NEED_A_FILE = ("csv", "mooncake", "prompts", "sharegpt", "sharegpt_json")
+"""Workloads that are made of a file, which the user names."""
 GIVEN = {
     "cost=fitted": ("cost.path=cost_model.json",),
     "model=checkpoint": ("model.path=checkpoint",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from sim.workloads.arrivals import NS_PER_S
 from sim.workloads.base import Rows, ordered_rows
@@ -12,6 +13,8 @@ from sim.workloads.recorded import RecordedTrace
 from sim.workloads.table import csv_records, open_trace, parse_columns, token_count
 from sim.workloads.times import since_first_ns
 
+SLICE = Path(__file__).parent / "data" / "AzureLLMInferenceTrace_conv_2000.csv"
+"""The first 2,000 rows of the conversation trace; data/SOURCE.md."""
 SOURCE = "https://github.com/Azure/AzurePublicDataset, data/AzureLLMInferenceTrace_conv.csv"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIMESTAMP = re.compile(
@@ -39,13 +42,14 @@ def timestamp_ns(cell: object) -> int:
 class AzureTrace(RecordedTrace):
     """Azure's 2023 traces (code, conversation) and, in the same format, those of 2024.
 
-    Patel et al., "Splitwise: Efficient generative LLM inference using phase splitting", ISCA 2024.
+    Patel et al., "Splitwise: Efficient generative LLM inference using phase splitting", ISCA 2024. Without a
+    path: the slice that comes with this package.
     """
 
     def read(self) -> Rows:
         """All rows; the first request of the file need not be the earliest."""
         parsers = {"TIMESTAMP": timestamp_ns, "ContextTokens": token_count, "GeneratedTokens": token_count}
-        with open_trace(self.path, "azure", SOURCE) as file:
+        with open_trace(self.path or str(SLICE), "azure", SOURCE) as file:
             columns = parse_columns(file, csv_records(file, parsers), parsers)
         times_ns = since_first_ns(columns, "TIMESTAMP", "ns")
         return ordered_rows(times_ns, columns.tokens("ContextTokens"), columns.tokens("GeneratedTokens"))

@@ -32,7 +32,8 @@ from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
 from engine.core.policies.victim import LastAdmitted, LowestPriority
 from engine.core.request import Request
 
-GOLDEN = Path(os.environ.get("PAGETWIN_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+GOLDEN = Path(os.environ.get("PAGETWIN_GOLDEN", Path(__file__).parent / "golden"))
+"""Folder with `vllm_v0` and `vllm_v1`; the traces in the repository unless PAGETWIN_GOLDEN names others."""
 NS_PER_STEP = 1_000_000_000
 NS_PER_INDEX = 100_000  # within a step, requests arrive in the order of the file
 
@@ -40,21 +41,27 @@ Record = dict[str, Any]
 
 
 def load(engine: str, name: str) -> tuple[dict[str, Any], list[Record]]:
-    """A scenario and the records of the real scheduler."""
+    """A scenario and the records of the real scheduler.
+
+    Raises:
+        FileNotFoundError: the folder has no such scenario or trace.
+    """
     folder = GOLDEN / engine
-    scenario = json.loads((folder / f"scen_{name}.json").read_text())
-    path = folder / f"trace_{name}.jsonl"
-    text = (
-        path.read_text()
-        if path.exists()
-        else gzip.decompress((folder / f"{path.name}.gz").read_bytes()).decode()
-    )
-    return scenario, [json.loads(line) for line in text.splitlines()]
+    scenario = json.loads(_text(folder / f"scen_{name}.json"))
+    return scenario, [json.loads(line) for line in _text(folder / f"trace_{name}.jsonl").splitlines()]
+
+
+def _text(path: Path) -> str:
+    """The text of a file that may be there gzipped."""
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    return gzip.decompress(path.with_name(f"{path.name}.gz").read_bytes()).decode()
 
 
 def names(engine: str, prefix: str = "") -> list[str]:
-    """Scenarios of a folder whose name starts with `prefix`; none if the golden traces are not at hand."""
-    return sorted(path.stem.removeprefix("scen_") for path in (GOLDEN / engine).glob(f"scen_{prefix}*.json"))
+    """Scenarios of a folder whose name starts with `prefix`."""
+    found = (GOLDEN / engine).glob(f"scen_{prefix}*.json*")
+    return sorted({path.name.removeprefix("scen_").split(".json")[0] for path in found})
 
 
 def policies_v0(config: dict[str, Any]) -> Policies:

@@ -1,7 +1,6 @@
 """Presets decide what vLLM's real schedulers decided, step for step.
 
-The traces are not part of the repository: set PAGETWIN_GOLDEN to the folder that holds `vllm_v0` and
-`vllm_v1`.
+The traces and where they come from: golden/SOURCE.md. PAGETWIN_GOLDEN names another folder with more of them.
 """
 
 from __future__ import annotations
@@ -15,10 +14,6 @@ from engine.core.policies.batching import DecodeFirst, Static
 from engine.core.policies.order import Fcfs
 from engine.core.policies.restore import Recompute
 from tests.parity.golden import GOLDEN, Record, Run, load, names, without
-
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.exists(), reason=f"no golden traces at {GOLDEN}; see PAGETWIN_GOLDEN"
-)
 
 EMPTY: Record = {
     "tokens": [],
@@ -99,6 +94,15 @@ def first_difference(run: Run, wanted: list[Record], position: dict[str, int] | 
     return None
 
 
+@pytest.mark.parametrize(
+    ("engine", "prefix"),
+    [("vllm_v0", "v0_"), ("vllm_v0", "v085_"), ("vllm_v1", "")],
+)
+def test_every_dialect_has_traces(engine: str, prefix: str) -> None:
+    """Tests that take their cases from a folder must not pass because it is empty."""
+    assert names(engine, prefix), f"no {prefix}* in {GOLDEN / engine}: see PAGETWIN_GOLDEN"
+
+
 DIVERGENCES = {
     # With chunked prefill, 0.4.2 swaps a request in only with all the tokens it lacks. r40 lacks more than
     # the token budget, never returns and blocks all behind it (here from step 711 to the end). Ours comes
@@ -171,6 +175,14 @@ def test_where_the_real_scheduler_fails_ours_obeys_the_laws(name: str) -> None:
     assert not run.scheduler.requests
     assert record["free_host_after"] == run.scheduler.kv.host.num_blocks
     assert bool(fell_back) == (name in RAISES)
+
+
+@pytest.mark.parametrize("name", names("vllm_v0", "v085_"))
+def test_the_dialect_of_a_later_version(name: str) -> None:
+    """The preset is that of 0.4.2; 0.8.5 decides otherwise but for recomputation without chunks."""
+    scenario, trace = load("vllm_v0", name)
+    difference = first_difference(Run.of("vllm_v0", scenario), [expected_v0(golden) for golden in trace])
+    assert (difference is None) == ("v085_recompute" in name)
 
 
 def test_a_changed_policy_is_noticed() -> None:

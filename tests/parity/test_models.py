@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.parity.golden import GOLDEN, Record, Run, load, names, without
+from tests.parity.golden import Record, Run, load, names, without
 from tests.parity.model_v0 import ModelV0
 from tests.parity.model_v1 import ModelV1
 from tests.parity.test_golden import EMPTY, expected_v0, expected_v1
@@ -26,7 +26,6 @@ SHOWN = [("vllm_v0", name) for name in names("vllm_v0", "v0_")] + [
 ]
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason=f"no golden traces at {GOLDEN}; see PAGETWIN_GOLDEN")
 @pytest.mark.parametrize(("engine", "name"), SHOWN)
 def test_a_model_decides_what_the_real_scheduler_decided(engine: str, name: str) -> None:
     scenario, trace = load(engine, name)

@@ -190,6 +190,13 @@ def test_zero_lengths_become_one_token_and_are_counted(tmp_path: Path) -> None:
     )
 
 
+def test_the_slice_that_comes_with_the_reader() -> None:
+    specs = AzureTrace(shape=AS_IS).requests(WINDOW)
+    assert len(specs) == 2000
+    assert [(spec.num_prompt_tokens, spec.max_tokens) for spec in specs[:2]] == [(374, 44), (396, 109)]
+    assert specs[-1].arrival_ns == 424_259_457_000  # 18:22:50.9400470 after 18:15:46.6805900
+
+
 CSV_ERRORS = {
     "negative": (AZURE.replace("396", "-396"), "line 3, column ContextTokens: '-396' is negative"),
     "not a number": (AZURE.replace(",55", ",x"), "line 4, column GeneratedTokens: 'x' is not a whole number"),
