@@ -3,8 +3,8 @@
     python -m experiments.bench_engine --dtype float32 --peer
 
 The workload is mixed64 (64 requests, drawn from a seed), or JSON, `{"requests": [{"id", "prompt_token_ids",
-"max_new_tokens"}, ...]}`; all requests arrive at once and are decoded greedily to their length. The model is a Llama
-of 100 M parameters, random weights.
+"max_new_tokens"}, ...]}`; all requests arrive at once and are decoded greedily to their length. The
+model is a Llama of 100 M parameters, random weights.
 """
 
 from __future__ import annotations
