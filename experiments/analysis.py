@@ -39,7 +39,7 @@ from sim.cost.base import CostModel
 
 __all__ = [
     "Picture", "Served", "Validation", "cost_model", "gather", "interval", "over", "paired", "quick",
-    "read_run", "read_summary", "read_validation", "serve",
+    "read_run", "read_summary", "read_validation", "relative", "serve",
 ]  # fmt: skip
 
 QUICK = "PAGETWIN_QUICK"
@@ -118,6 +118,16 @@ def over(
         for name, contender in policies.items()
     ]
     return pd.DataFrame(rows)
+
+
+def relative(runs: pd.DataFrame, metric: str, baseline: str, key: str) -> pd.Series:
+    """For each row of `over` by how much it differs from the baseline policy's at the same value and seed.
+
+    As a share of the latter; 0 for the baseline itself.
+    """
+    of_baseline = runs[runs["policy"] == baseline].set_index([key, "seed"])[metric]
+    places = pd.MultiIndex.from_frame(runs[[key, "seed"]])
+    return pd.Series(runs[metric] / of_baseline.loc[places].to_numpy() - 1)
 
 
 def _serve_as(contender: Contender, *overrides: str) -> Served:

@@ -36,26 +36,28 @@ def lines_figure(
     """
     looks = policy_looks(runs["policy"])
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(3.6, 2.5 * len(panels)), 2.9), layout="constrained")
-        for axes, (metric, label) in zip(
-            np.ravel(figure.subplots(1, len(panels))), panels.items(), strict=True
-        ):
-            for marker, (policy, look) in zip(MARKERS * len(looks), looks.items(), strict=False):
-                mine = runs[runs["policy"] == policy].groupby(x)[metric]
-                points = mine.agg(["mean", "min", "max"])
-                axes.fill_between(
-                    points.index, points["min"], points["max"], color=look["color"], alpha=0.2, linewidth=0
-                )
-                line = {"color": look["color"], "linestyle": LINE_STYLES[world], "marker": marker}
-                axes.plot(points.index, points["mean"], markersize=3.5, linewidth=1.2, label=policy, **line)
+        figure = Figure(figsize=(max(4.4, 2.5 * len(panels)), 2.9), layout="constrained")
+        columns = np.ravel(figure.subplots(1, len(panels)))
+        for axes, (metric, label) in zip(columns, panels.items(), strict=True):
+            for place, (policy, look) in enumerate(looks.items()):
+                above = len(looks) - 1 - place  # drawn over this line, which shows beside them
+                points = runs[runs["policy"] == policy].groupby(x)[metric].agg(["mean", "min", "max"])
+                band: dict[str, Any] = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(points.index, points["min"], points["max"], **band)
+                line: dict[str, Any] = {
+                    "color": look["color"], "linestyle": LINE_STYLES[world], "linewidth": 1.2 + 0.9 * above,
+                    "marker": MARKERS[place % len(MARKERS)], "markersize": 3.5 + 1.5 * above,
+                }  # fmt: skip
+                axes.plot(points.index, points["mean"], label=policy, **line)
             number_axes(axes, runs[x].to_numpy(dtype=float), runs[metric].dropna().to_numpy(dtype=float))
             axes.set(xlabel=xlabel, ylabel=label)
         if reference is not None:
             values = np.unique(runs[x].to_numpy(dtype=float))
-            rule: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0}
-            figure.axes[0].plot(values, reference[1](values), label=reference[0], **rule)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+            rule: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 1.0, "zorder": 5}
+            columns[0].plot(values, reference[1](values), label=reference[0], **rule)
+        handles, labels = columns[0].get_legend_handles_labels()
+        ncols = 3 if len(panels) == 1 else 5
+        figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
         if title:
             figure.suptitle(title)
         return figure

@@ -12,7 +12,7 @@ import pytest
 from engine.core.errors import UserError
 from engine.core.request import Request
 from experiments import run
-from experiments.analysis import interval, over, paired, read_validation, serve
+from experiments.analysis import interval, over, paired, read_validation, relative, serve
 from tests.experiments.cli import QUICK, Cli
 
 TIGHT = ("pool=blocks", "pool.num_blocks=300", "workload.num_requests=12", "workload.rate_per_s=20")
@@ -65,6 +65,8 @@ def test_a_paired_difference_has_no_noise_of_the_seeds() -> None:
         {"policy": ["a"] * 3 + ["b"] * 3, "seed": seeds * 2, "ttft": [10.0, 20.0, 40.0, 11.0, 22.0, 44.0]}
     )
     assert paired(runs, "ttft", "b", "a") == (pytest.approx(0.1), pytest.approx(0.0, abs=1e-9))
+    runs = runs.assign(x=5)
+    assert relative(runs, "ttft", "a", "x").tolist() == pytest.approx([0.0] * 3 + [0.1] * 3)
     mean, half = interval([1.0, 2.0, 3.0])
     assert (mean, half) == (2.0, pytest.approx(4.302653 / math.sqrt(3), rel=1e-6))
     assert math.isnan(interval([1.0])[1])
