@@ -60,14 +60,15 @@ class ProgressBar:
 
 @contextmanager
 def progress_bar(title: str, num_requests: int) -> Iterator[ProgressBar]:
-    """A bar that appears after SILENT_S and is gone afterwards."""
+    """A bar that appears after SILENT_S and is gone afterwards; in a notebook, whose stderr is none, none."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+    console = Console(stderr=True, force_jupyter=False)
+    progress = Progress(*columns, console=console, auto_refresh=False, transient=True)
     try:
         yield ProgressBar(progress, title, num_requests)
     finally:
