@@ -56,6 +56,9 @@ def test_the_window_leaves_out_the_first_and_the_last_requests_and_the_drain(ser
     assert summary["duration"] == pytest.approx((arrivals[32] - arrivals[4]) / 1e9)
     assert summary["duration"] < served.summary["duration"]
     assert set(summary) == set(summarize(log))
+    window = (int(arrivals[4]), int(arrivals[32]))
+    assert summary["mean_token_usage"] == memory_summary(log, window)["mean_token_usage"]
+    assert summary["mean_token_usage"] > served.summary["mean_token_usage"]  # without the drain
 
 
 def test_what_is_left_out_is_a_key_of_the_run() -> None:
