@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ from experiments.worlds import MakePolicies, Run, Stage
 from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
+from sim.cost.kinds import kind
 from sim.cost.setup import Setup, described
 
 
@@ -55,8 +56,10 @@ class Calibration:
         pairs_per_token: float,
         contenders: Mapping[str, MakePolicies],
         workloads: Mapping[str, Sequence[RequestSpec]],
+        probe: str,
     ) -> None:
-        self.samples = StepSamples()
+        self.rounds: list[StepSamples] = []
+        """What was measured so far, in order of time."""
         self._stage = stage
         self._pairs_per_token = pairs_per_token
         policies_by_name = {name: str(make()) for name, make in contenders.items()}
@@ -70,11 +73,17 @@ class Calibration:
                 make_policies,
                 f"calibrating: {name}, {contender}",
                 journal,
-                observers=(self.samples,),
             )
             for name, specs in workloads.items()
             for contender, make_policies in contenders.items()
         ]
+        if probe not in workloads:
+            raise UserError(
+                f"calibration.probe is {probe!r}: choose one of calibration.workloads, {', '.join(workloads)}"
+            )
+        policies = next(iter(contenders.values()))
+        self.probe_run = Run(workloads[probe], limits, policies, "probing the speed of the machine", journal)
+        """What tells the speed of the machine: one of the workloads, alone."""
 
     @classmethod
     def from_config(cls, config: DictConfig, stage: Stage) -> Calibration:
@@ -88,7 +97,15 @@ class Calibration:
         }
         contenders = contenders_from_config(config, config.calibration.contenders)
         ratio = pairs_per_token(stage.backend.model)
-        return cls(stage, limits, described(**served_model(config)), ratio, contenders, workloads)
+        return cls(
+            stage,
+            limits,
+            described(**served_model(config)),
+            ratio,
+            contenders,
+            workloads,
+            config.calibration.probe,
+        )
 
     def warm_up(self) -> None:
         """Serve the first workload once and look away: the first steps of a process are slow."""
@@ -96,12 +113,28 @@ class Calibration:
 
     def round(self) -> None:
         """Measure."""
+        samples = StepSamples()
         for run in self._runs:
-            self._stage.play(run)
+            self._stage.play(replace(run, observers=(samples,)))
+        self.rounds.append(samples)
 
-    def fit(self, provenance: Mapping[str, str]) -> Fitted:
-        """The cost model of all steps so far."""
-        return fit(self.samples.steps, self.samples.periods_ns, self.setup, self._pairs_per_token, provenance)
+    @property
+    def samples(self) -> StepSamples:
+        """All steps so far."""
+        return StepSamples.joined(self.rounds)
+
+    def fit(self, provenance: Mapping[str, str], paces: Sequence[float] | None = None) -> Fitted:
+        """The cost model of all steps so far.
+
+        With `paces`, one a round, the steps of each are taken to have been slower by that factor than they
+        would be at the speed that is to be described.
+        """
+        samples = self.samples
+        periods_ns = samples.periods_ns
+        if paces is not None:
+            pairs = zip(self.rounds, paces, strict=True)
+            periods_ns = [round(ns / pace) for part, pace in pairs for ns in part.periods_ns]
+        return fit(samples.steps, periods_ns, self.setup, self._pairs_per_token, provenance)
 
 
 def pairs_per_token(model: LoadedModel) -> float:
@@ -136,15 +169,6 @@ def _cpu_name() -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def kind(step: StepFeatures) -> str:
-    """What a step does, for the figure."""
-    if step.num_transfers:
-        return "transfer"
-    if step.num_prefill_chunks == step.num_seqs:
-        return "prefill"
-    return "mixed" if step.num_prefill_chunks else "decode"
 
 
 def coefficient_table(cost: Fitted) -> Table:
@@ -189,6 +213,8 @@ def main(config: DictConfig, directory: Path) -> None:
         calibration.round()
     cost = calibration.fit(provenance(config))
     console.print(coefficient_table(cost))
+    if cost.caveat is not None:
+        print_line(console, f"warning: {cost.caveat}", style="yellow")
     files = write_calibration(cost, calibration.samples, directory)
     print_files(console, directory, files)
     command = twin_command(files[0], config, calibration.setup)

@@ -35,7 +35,8 @@ def entry_point(name: str, options: type) -> Callable[[Main], Callable[[], None]
     """Decorate a main: it gets a configuration and a folder of its own.
 
     The configuration is conf/`name`.yaml with the overrides of the command line, checked as `options` says
-    before anything is built. A bug shows its whole traceback, as Hydra has it with HYDRA_FULL_ERROR=1.
+    before anything is built. With `--quick` it is conf/`name`_quick.yaml, where there is one. A bug shows its
+    whole traceback, as Hydra has it with HYDRA_FULL_ERROR=1.
     """
 
     def decorate(main: Main) -> Callable[[], None]:
@@ -53,6 +54,8 @@ def entry_point(name: str, options: type) -> Callable[[Main], Callable[[], None]
         def command() -> None:
             # Otherwise Hydra prints its own errors and ends the process before anybody can add the choices.
             os.environ["HYDRA_FULL_ERROR"] = "1"
+            if (Path(CONF) / f"{name}_quick.yaml").exists():
+                sys.argv = [f"--config-name={name}_quick" if word == "--quick" else word for word in sys.argv]
             try:
                 composed()
             except CompactHydraException as error:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
 
 from engine.core.backend import Backend, Capacity
 from engine.core.errors import UserError
-from engine.core.fields import Count, Natural, NonNegative, Positive
+from engine.core.fields import AtLeast, Count, Natural, NonNegative, Positive
 from engine.core.policies.base import (
     Admission,
     Batching,
@@ -25,6 +25,7 @@ from engine.core.policies.base import (
 )
 from engine.telemetry.schema import World
 from engine.telemetry.window import Measure
+from experiments.verdict import Tolerance
 from sim.cost.base import CostModel
 from sim.hardware import Hardware
 from sim.workloads.base import Workload
@@ -110,6 +111,7 @@ class Calibrating:
     """The group `calibration`."""
 
     num_rounds: Count
+    probe: str
     workloads: Mapping[str, Workload]
     contenders: Mapping[str, Contender]
 
@@ -127,4 +129,6 @@ class ValidateOptions(CalibrateOptions):
 
     contenders: Mapping[str, Contender]
     num_repeats: Count
-    load: Positive | None
+    num_ensemble: Annotated[int, AtLeast(2)]
+    loads: Sequence[Positive] | None
+    tolerance: Tolerance

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from engine.core.backend import RequestSpec
 from engine.core.plan import Event, StepPlan, StepResult
 from sim.cost.base import CostModel, StepFeatures, features
+from sim.cost.kinds import kind
 
 
 class StepSamples:
@@ -50,7 +51,27 @@ class StepSamples:
             self.periods_ns.append(now_ns - self._start_ns)
             self._start_ns = None
 
-    def total_error(self, cost: CostModel) -> float:
-        """(priced - measured) / measured of all periods together: what a cost model makes of these steps."""
-        priced_ns = sum(sum(cost.parts_ns(step).values()) for step in self.steps)
-        return priced_ns / sum(self.periods_ns) - 1
+    def bias(self, cost: CostModel, pace: float = 1.0) -> float:
+        """(priced x pace - measured) / measured of all periods together."""
+        return pace * sum(self.priced_ns(cost)) / sum(self.periods_ns) - 1
+
+    def priced_ns(self, cost: CostModel) -> list[float]:
+        """What a cost model says of each step."""
+        return [sum(cost.parts_ns(step).values()) for step in self.steps]
+
+    @classmethod
+    def joined(cls, parts: Iterable[StepSamples]) -> StepSamples:
+        """The steps of all parts, in their order."""
+        whole = cls()
+        for part in parts:
+            whole.steps += part.steps
+            whole.periods_ns += part.periods_ns
+        return whole
+
+
+def by_kind(steps: Sequence[StepFeatures], values: Sequence[float]) -> dict[str, list[float]]:
+    """One value a step, in order, for each kind of step that occurs (sim.cost.kinds)."""
+    groups: dict[str, list[float]] = {}
+    for step, value in zip(steps, values, strict=True):
+        groups.setdefault(kind(step), []).append(value)
+    return groups

@@ -10,8 +10,6 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from engine.telemetry.agreement import kendall_tau, winner
-
 Summary = Mapping[str, float]
 
 SECTIONS = {
@@ -60,9 +58,6 @@ SHARE_ENDINGS = ("_tax", "_share", "_usage", "_saving", "_attainment")
 STATISTICS = {"mean": "mean", "median": "p50", "p90": "p90", "p95": "p95", "p99": "p99", "std": "std"}
 NAMES = {"ttft": "TTFT", "tpot": "TPOT", "itl": "ITL", "e2el": "E2E latency"}
 
-LOWER_IS_BETTER = {"output_throughput": False, "mean_e2el_ms": True, "p90_ttft_ms": True}
-"""What policies are ranked by."""
-
 
 def label(metric: str) -> str:
     """`p90_ttft_ms` as `TTFT p90`, `num_blocks_swapped_out` as `blocks swapped out`."""
@@ -100,7 +95,7 @@ def percent(value: float, *, signed: bool = False) -> str:
 
 def summary_table(summaries: Mapping[str, Summary], title: str = "") -> Table:
     """One column a run, one row a metric; metrics that no run has are left out."""
-    table = _table(title, "metric", *summaries, "unit")
+    table = plain_table(title, "metric", *summaries, "unit")
     for metrics in SECTIONS.values():
         for metric in metrics:
             values = [summary.get(metric, math.nan) for summary in summaries.values()]
@@ -114,7 +109,7 @@ def clients_table(clients: pd.DataFrame) -> Table:
     """One row a client, those with the most requests first, at most MAX_CLIENTS; see telemetry.clients."""
     shown = clients.sort_values("num_requests", ascending=False, kind="stable").head(MAX_CLIENTS)
     rest = len(clients) - len(shown)
-    table = _table(
+    table = plain_table(
         f"by client, {rest:,} more in clients.csv" if rest else "by client", "client", *CLIENT_COLUMNS
     )
     for name, row in shown.iterrows():
@@ -123,55 +118,7 @@ def clients_table(clients: pd.DataFrame) -> Table:
     return table
 
 
-def comparison_table(comparison: pd.DataFrame, policy: str) -> Table:
-    """Simulated against measured for one policy.
-
-    `comparison` has a row for each policy and metric, with the columns policy, metric, simulated, measured,
-    error, spread, allowed, holds; the last four are relative to the measured value.
-    """
-    table = _table(policy, "metric", "simulated", "measured", "unit", "error %", "spread %", "allowed %", "")
-    for row in comparison[comparison["policy"] == policy].to_dict("records"):
-        metric = row["metric"]
-        table.add_row(
-            label(metric),
-            number(metric, row["simulated"]),
-            number(metric, row["measured"]),
-            unit(metric),
-            percent(row["error"], signed=True),
-            percent(row["spread"]),
-            percent(row["allowed"]),
-            "ok" if row["holds"] else "[red]OFF[/red]",
-        )
-    return table
-
-
-def winners_table(comparison: pd.DataFrame, lower_is_better: Mapping[str, bool] = LOWER_IS_BETTER) -> Table:
-    """Which policy wins in each world, by how much against the worst, and Kendall's tau of the rankings."""
-    title = "who wins, and by how much against the worst"
-    table = _table(title, "metric", "simulated", "margin %", "measured", "margin %", "Kendall tau", "")
-    for metric, lower in lower_is_better.items():
-        rows = comparison[comparison["metric"] == metric]
-        worlds = [dict(zip(rows["policy"], rows[name], strict=True)) for name in ("simulated", "measured")]
-        if not rows.empty and all(any(not math.isnan(value) for value in world.values()) for world in worlds):
-            best = [winner(world, lower_is_better=lower) for world in worlds]
-            margins = [percent(_margin(world, name)) for world, name in zip(worlds, best, strict=True)]
-            tau = kendall_tau(*worlds)
-            table.add_row(
-                label(metric),
-                *(escape(best[0]), margins[0], escape(best[1]), margins[1]),
-                "-" if math.isnan(tau) else f"{tau:+.2f}",
-                "same" if best[0] == best[1] else "[red]DIFFERENT[/red]",
-            )
-    return table
-
-
-def _margin(values: Mapping[str, float], best: str) -> float:
-    """The largest distance of another policy from the best one, relative to that policy."""
-    others = [value for value in values.values() if value and not math.isnan(value)]
-    return max((abs(values[best] - value) / abs(value) for value in others), default=math.nan)
-
-
-def _table(title: str, first: str, *columns: str) -> Table:
+def plain_table(title: str, first: str, *columns: str) -> Table:
     """Title and columns may be names that a user chose: no part of them is markup."""
     table = Table(title=escape(title) or None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
     table.add_column(first, no_wrap=True)

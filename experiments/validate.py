@@ -1,35 +1,38 @@
-"""The main job: calibrate, simulate, execute, compare.
+"""The main job: calibrate, simulate, execute, compare, and say whether the simulator may be believed.
 
     python -m experiments.validate
+    python -m experiments.validate --quick
     python -m experiments.validate workload=azure workload.path=AzureLLMInferenceTrace_conv.csv
 
-One process builds the engine once. Each contender serves the same requests on the engine, `num_repeats` times
-in turn with the others, and in the simulator. Limits, pool, policies and requests are the same in both
-worlds; the engine's clock skips idle time and nothing else. The engine is calibrated with other requests
-before, between and after these runs: the speed of a shared machine drifts, and a cost model of some minutes
-ago would predict another machine. No step of the runs themselves enters the fit.
+One process builds the engine once. Each contender serves the same requests at each load, on the engine
+`num_repeats` times in turn with the others, and in the simulator. Limits, pool, policies and requests are the
+same in both worlds; the engine's clock skips idle time and nothing else. The engine is calibrated with other
+requests before, between and after these runs, and a probe tells the machine's speed between any two of them.
+No step of the runs enters the fit that they are judged by.
+
+The exit code is 1 if the answer is FAIL, and 0 if it is PASS or that the machine is too noisy to tell.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from rich.console import Console
 
 from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration, coefficient_table, provenance, write_calibration
-from experiments.compare import METRICS, Summary, compare
+from experiments.compare import Summary, compare
 from experiments.compose import (
     build,
     check_no_choice_is_lost,
@@ -41,6 +44,7 @@ from experiments.compose import (
 from experiments.effort import peak_rss_bytes
 from experiments.errors import entry_point
 from experiments.header import Header
+from experiments.loads import check_loads, workloads_at_loads
 from experiments.options import ValidateOptions
 from experiments.output import (
     JOURNAL,
@@ -54,183 +58,39 @@ from experiments.output import (
     stdout_console,
     write_outcome,
 )
-from experiments.samples import StepSamples
-from experiments.tables import comparison_table, winners_table
-from experiments.worlds import MakePolicies, Outcome, Run, Stage, replays_equal
-from sim.backend import SimulatedBackend
-from sim.cost.base import CostModel
-from sim.loop import simulate
+from experiments.probe import Probe
+from experiments.trials import Campaign, Cell, Trial, play
+from experiments.twins import Twins, biases, repeats_of, residuals, simulated_stage
+from experiments.validation_tables import bias_table, comparison_table, engine_table, winners_table
+from experiments.verdict import Answer, Tolerance, Verdict, judge
+from experiments.worlds import Run, Stage, replays_equal
+from sim.cost.fitted import Fitted
 from sim.workloads.base import Prepared
 
 FIRST_FIT = "first_fit.json"
 """The cost model before any run: what policies weigh that weigh costs, in both worlds."""
 
+STYLES = {Answer.PASS: "bold green", Answer.FAIL: "bold red", Answer.TOO_NOISY: "bold yellow"}
+
+Requests = Mapping[float | None, tuple[DictConfig, Prepared]]
+"""For each load the configuration that serves it, and its requests."""
+
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """One contender in one world, and what came out."""
+class Measured:
+    """What was measured, and the cost models that were fitted to the calibration alone."""
 
-    contender: str
-    folder: Path
-    make_policies: MakePolicies
-    outcome: Outcome
-    samples: StepSamples
+    trials: list[Trial]
+    calibration: Calibration
+    probe: Probe
+    cost: Fitted
+    undrifted_cost: Fitted
+    """At the average speed of the machine, the drift that the probe saw taken out of the calibration."""
 
-
-def simulated_stage(capacity: Capacity, cost: CostModel, limits: Limits) -> Stage:
-    """The simulated twin of an engine."""
-    backend = SimulatedBackend(capacity, cost, limits.max_model_len)
-    return Stage(World.SIMULATED, backend, lambda: simulate)
-
-
-def capacity_per_s(stage: Stage, run: Run) -> float:
-    """Requests a second that a simulated engine serves when all of them are there at once."""
-    specs = [replace(spec, arrival_ns=0) for spec in run.specs]
-    end_ns = int(stage.play(replace(run, specs=specs)).log.steps["end_ns"].max())
-    return len(specs) * 1e9 / end_ns
-
-
-def workload_at_load(
-    config: DictConfig, twin: Stage, limits: Limits, contenders: Mapping[str, MakePolicies]
-) -> Prepared:
-    """The requests at `config.load` times the rate that the slowest contender serves; noted in `config`."""
-    workload: Prepared = build(config.workload).prepare(limits.max_model_len)
-    if config.load is None:
-        return workload
-    runs = [Run(workload.specs, limits, make_policies) for make_policies in contenders.values()]
-    slowest = min(capacity_per_s(twin, run) for run in runs)
-    config.workload.rate_per_s = round(config.load * slowest, 3)
-    at_load: Prepared = build(config.workload).prepare(limits.max_model_len)
-    return at_load
-
-
-def execute(
-    stage: Stage, runs: Mapping[str, Run], num_repeats: int, calibration: Calibration, directory: Path
-) -> list[Trial]:
-    """Every contender on the engine, `num_repeats` times in turn; after each run a round of calibration."""
-    trials = []
-    for repeat in range(1, num_repeats + 1):
-        for contender, run in runs.items():
-            trials.append(play(stage, run, contender, f"measured-{repeat}", directory))
-            calibration.round()
-    return trials
-
-
-def play(stage: Stage, run: Run, contender: str, name: str, directory: Path) -> Trial:
-    """One contender in one world, with a folder of its own."""
-    folder = directory / f"{contender}-{name}"
-    folder.mkdir(parents=True)
-    samples = StepSamples()
-    run = replace(run, title=folder.name, journal_path=folder / JOURNAL, observers=(samples,))
-    return Trial(contender, folder, run.make_policies, stage.play(run), samples)
-
-
-def compared(trials: Sequence[Trial], summaries: Sequence[Summary]) -> pd.DataFrame:
-    """The table of errors and spreads; a contender has one simulated trial and one or more measured ones."""
-    simulated: dict[str, Summary] = {}
-    measured: dict[str, list[Summary]] = {}
-    for trial, summary in zip(trials, summaries, strict=True):
-        if trial.outcome.log.world is World.SIMULATED:
-            simulated[trial.contender] = summary
-        else:
-            measured.setdefault(trial.contender, []).append(summary)
-    return compare(simulated, measured)
-
-
-def write_figures(
-    comparison: pd.DataFrame, trials: Sequence[Trial], directory: Path, title: str
-) -> list[Path]:
-    """comparison.csv, comparison.png, and the latencies of all runs in one figure."""
-    from experiments.figures.comparison import comparison_figure  # matplotlib is slow to import
-    from experiments.figures.latency import Curve, latency_figure
-    from experiments.figures.style import save
-
-    table = directory / "comparison.csv"
-    comparison.to_csv(table, index=False)
-    curves = [Curve(trial.contender, trial.outcome.log.world, trial.outcome.log.requests) for trial in trials]
-    return [
-        table,
-        save(comparison_figure(comparison, METRICS, title), directory / "comparison.png"),
-        save(latency_figure(curves, title), directory / "latency.png"),
-    ]
-
-
-def engine_table(trials: Sequence[Trial], cost: CostModel) -> Table:
-    """Each run of the engine: does a fresh core plan the same, and how does the cost model price its steps.
-
-    The core is fed with the run's journal. The error of the step times is that of the cost model alone, with
-    the drift of the machine since the calibration; no difference in decisions enters it.
-    """
-    table = Table(title="the engine's runs", box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    for column in ("run", "plans", "replayed", "step times, error %"):
-        table.add_column(column, justify="left" if column in ("run", "replayed") else "right")
-    for trial in trials:
-        if trial.outcome.log.world is World.MEASURED:
-            equal = replays_equal(trial.folder / JOURNAL, trial.make_policies())
-            verdict = "byte-equal" if equal else "[red]DIFFERENT[/red]"
-            error = f"{100 * trial.samples.total_error(cost):+.1f}"
-            table.add_row(escape(trial.folder.name), f"{len(trial.outcome.log.steps):,}", verdict, error)
-    return table
-
-
-@entry_point("validate", ValidateOptions)
-def main(config: DictConfig, directory: Path) -> None:
-    """The entry point."""
-    began_s = time.monotonic()
-    console = stdout_console()
-    if config.world != World.MEASURED:
-        raise UserError("validate compares the simulator with an engine: choose backend=torch")
-    check_no_choice_is_lost(config, HydraConfig.get().overrides.task)
-    limits = build(config.limits)
-    # A bad trace is told now, not after the calibration.
-    check_comparable(build(config.workload).requests(limits.max_model_len))
-    engine = stage_from_config(config)
-    calibration = Calibration.from_config(config, engine)
-    calibration.warm_up()
-    calibration.round()
-
-    first_fit, first_path = calibration.fit(provenance(config)), directory / FIRST_FIT
-    first_fit.save(first_path)
-    config = with_first_costs(config, first_path)
-    contenders = contenders_from_config(config)
-    first_guess = simulated_stage(engine.backend.capacity, first_fit, limits)
-    workload = workload_at_load(config, first_guess, limits, contenders)
-    print_workload(console, workload)
-    print_line(console, describe_load(config))
-    runs = {name: Run(workload.specs, limits, make) for name, make in contenders.items()}
-    # After fitting and simulating, the engine's next run was 5.8 % slower than priced (mean of 17, standard
-    # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not
-    # proven.
-    calibration.warm_up()
-    measured = execute(engine, runs, config.num_repeats, calibration, directory)
-    cost = calibration.fit(provenance(config))
-    console.print(coefficient_table(cost))
-    twin = simulated_stage(engine.backend.capacity, cost, limits)
-    trials = [play(twin, run, name, "simulated", directory) for name, run in runs.items()] + measured
-
-    text, wanted = config_text(config), Wanted.by(config)
-    choices = HydraConfig.get().runtime.choices
-    header = Header.of(config, choices, engine.backend.capacity, workload)
-    written = []
-    for trial in trials:
-        title = header.of_contender(trial.contender, trial.outcome.log.world, choices).title()
-        written.append(write_outcome(trial.outcome, trial.folder, text, wanted, workload.figures, title))
-    comparison = compared(trials, [summary for summary, _ in written])
-    files = [first_path, *write_calibration(cost, calibration.samples, directory)]
-    files += write_figures(comparison, trials, directory, header.title_of(contenders))
-    for name in contenders:
-        console.print(comparison_table(comparison, name))
-    console.print(winners_table(comparison))
-    console.print(engine_table(trials, cost))
-    for trial, (summary, _) in zip(trials, written, strict=True):
-        print_unserved(console, trial.outcome.log, trial.folder.name)
-        print_fallbacks(console, summary, trial.folder.name)
-        print_remark(console, trial.outcome, trial.folder.name)
-    print_files(console, directory, files + [path for _, paths in written for path in paths])
-    console.print(
-        f"{int(comparison['holds'].sum())} of {len(comparison)} errors within 10 % or twice the spread; "
-        f"{time.monotonic() - began_s:.0f} s, peak RSS {peak_rss_bytes() / 2**20:,.0f} MiB"
-    )
+    @property
+    def paces(self) -> list[float]:
+        """How slow the machine was during each trial."""
+        return [self.probe.pace(trial.block) for trial in self.trials]
 
 
 def check_comparable(specs: Sequence[RequestSpec]) -> None:
@@ -248,12 +108,192 @@ def check_comparable(specs: Sequence[RequestSpec]) -> None:
         )
 
 
-def describe_load(config: DictConfig) -> str:
-    """How fast the requests come, and with how much memory they are served."""
-    share = (
-        "as the workload says" if config.load is None else f"{config.load:.0%} of what the engine can serve"
+def measure(
+    config: DictConfig, engine: Stage, calibration: Calibration, directory: Path, console: Console
+) -> tuple[DictConfig, Requests, Measured]:
+    """Calibrate and run in turn; the configuration with the first fit for policies that weigh costs."""
+    limits = build(config.limits)
+    calibration.warm_up()
+    campaign = Campaign(engine, calibration, Probe(engine, calibration.probe_run))
+    campaign.calibrate()
+    first_fit = calibration.fit(provenance(config))
+    first_fit.save(directory / FIRST_FIT)
+    config = with_first_costs(config, directory / FIRST_FIT)
+    contenders = contenders_from_config(config)
+    twin = simulated_stage(engine.backend.capacity, first_fit, limits.max_model_len)
+    requests = workloads_at_loads(config, twin, limits, contenders.values())
+    for load, (_, workload) in requests.items():
+        print_load(console, load, workload)
+    runs = {
+        Cell(load, name): Run(workload.specs, limits, make_policies)
+        for load, (_, workload) in requests.items()
+        for name, make_policies in contenders.items()
+    }
+    # After fitting and simulating, the engine's next run was 5.8 % slower than priced (mean of 17, standard
+    # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not
+    # proven.
+    calibration.warm_up()
+    trials = campaign.execute(runs, config.num_repeats, directory)
+    cost = calibration.fit(provenance(config))
+    undrifted = calibration.fit(provenance(config), campaign.round_paces)
+    return config, requests, Measured(trials, calibration, campaign.probe, cost, undrifted)
+
+
+def print_load(console: Console, load: float | None, workload: Prepared) -> None:
+    """What is going to be served, and how fast it comes."""
+    share = "as the workload says" if load is None else f"{load:.0%} of what the engine can serve"
+    print_line(console, f"load: {share}")
+    print_workload(console, workload)
+
+
+def objections(trials: Sequence[Trial], differing: Sequence[str]) -> list[str]:
+    """Reasons to fail that are no matter of time: other plans in a replay, requests that were not served."""
+    texts = [f"{name}: a fresh core, told the same, planned otherwise" for name in differing]
+    for trial in trials:
+        status = trial.outcome.log.requests["status"]
+        num_unserved = int((status != "finished").sum())
+        if num_unserved:
+            kinds = ", ".join(sorted(set(status) - {"finished"}))
+            texts.append(
+                f"{trial.folder.name}: {num_unserved} of {len(status)} requests were not served ({kinds})"
+            )
+    return texts
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What came of the comparison."""
+
+    comparison: pd.DataFrame
+    bias: Mapping[int, float]
+    """The error common to all step times, by repeat."""
+    residuals: pd.DataFrame
+    replayed: Mapping[str, bool]
+    """Whether the journal of each run gives the same plans again, by the name of its folder."""
+    verdict: Verdict
+
+
+def evaluate(
+    config: DictConfig, capacity: Capacity, measured: Measured, summaries: Sequence[Summary]
+) -> Findings:
+    """Simulate what was measured, compare, and judge; `summaries` are those of the measured trials."""
+    trials, cost, samples = measured.trials, measured.cost, measured.calibration.samples
+    tolerance: Tolerance = build(config.tolerance)
+    runs = {trial.cell: trial.run for trial in trials}
+    twins = Twins(capacity, runs, Wanted.by(config).slo_ms)
+    repeats = repeats_of(trials, twins, summaries, cost, measured.undrifted_cost, measured.paces)
+    ensembles = {cell: twins.ensemble(cell, cost, samples, config.num_ensemble, config.seed) for cell in runs}
+    comparison = compare(repeats, ensembles, tolerance)
+    bias = biases(trials, cost)
+    replayed = {t.folder.name: replays_equal(t.folder / JOURNAL, t.run.make_policies()) for t in trials}
+    verdict = judge(
+        comparison,
+        list(bias.values()),
+        tolerance,
+        objections=objections(trials, [name for name, equal in replayed.items() if not equal]),
+        doubts=[] if cost.caveat is None else [cost.caveat],
     )
-    return f"load: {share}; pool of {config.pool.num_blocks} blocks"
+    return Findings(comparison, bias, residuals(trials, cost), replayed, verdict)
+
+
+def write_trials(
+    trials: Sequence[Trial],
+    requests: Requests,
+    headers: Mapping[float | None, Header],
+) -> tuple[list[Summary], list[Path]]:
+    """Everything about each run into its folder; the summaries, and all files."""
+    choices = HydraConfig.get().runtime.choices
+    summaries, files = [], []
+    for trial in trials:
+        config, workload = requests[trial.cell.load]
+        header = headers[trial.cell.load].of_contender(trial.cell.contender, trial.outcome.log.world, choices)
+        text, wanted = config_text(config), Wanted.by(config)
+        summary, paths = write_outcome(
+            trial.outcome, trial.folder, text, wanted, workload.figures, header.title()
+        )
+        summaries.append(summary)
+        files += paths
+    return summaries, files
+
+
+def write_results(found: Findings, directory: Path) -> list[Path]:
+    """comparison.csv, residuals.csv and verdict.json."""
+    paths = [directory / name for name in ("comparison.csv", "residuals.csv", "verdict.json")]
+    found.comparison.to_csv(paths[0], index=False)
+    found.residuals.to_csv(paths[1], index=False)
+    document: dict[str, Any] = {**asdict(found.verdict), "step_bias": list(found.bias.values())}
+    paths[2].write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    return paths
+
+
+def write_figures(
+    comparison: pd.DataFrame, trials: Sequence[Trial], headers: Mapping[float | None, Header], directory: Path
+) -> list[Path]:
+    """comparison.png, and the latencies of all runs in one figure a load."""
+    # matplotlib is slow to import
+    from experiments.figures.comparison import comparison_figure
+    from experiments.figures.latency import Curve, latency_figure
+    from experiments.figures.style import save
+
+    contenders = list(dict.fromkeys(trial.cell.contender for trial in trials))
+    paths = [save(comparison_figure(comparison), directory / "comparison.png")]
+    for load, header in headers.items():
+        mine = [trial.outcome.log for trial in trials if trial.cell.load == load]
+        names = [trial.cell.contender for trial in trials if trial.cell.load == load]
+        curves = [Curve(name, log.world, log.requests) for name, log in zip(names, mine, strict=True)]
+        path = directory / ("latency.png" if load is None else f"latency-load-{load:g}.png")
+        paths.append(save(latency_figure(curves, header.title_of(contenders)), path))
+    return paths
+
+
+@entry_point("validate", ValidateOptions)
+def main(config: DictConfig, directory: Path) -> None:
+    """The entry point."""
+    began_s = time.monotonic()
+    console = stdout_console()
+    if config.world != World.MEASURED:
+        raise UserError("validate compares the simulator with an engine: choose backend=torch")
+    overrides = HydraConfig.get().overrides.task
+    check_no_choice_is_lost(config, overrides)
+    # A bad workload is told now, not after the calibration.
+    check_loads(config, overrides)
+    check_comparable(build(config.workload).requests(config.limits.max_model_len))
+    build(config.tolerance)
+    engine = stage_from_config(config)
+    calibration = Calibration.from_config(config, engine)
+    config, requests, measured = measure(config, engine, calibration, directory, console)
+
+    cost, trials = measured.cost, measured.trials
+    twin = simulated_stage(engine.backend.capacity, cost, config.limits.max_model_len)
+    runs = {trial.cell: trial.run for trial in trials}
+    simulated = [play(twin, run, cell, "simulated", directory) for cell, run in runs.items()]
+    headers = {
+        load: Header.of(node, HydraConfig.get().runtime.choices, engine.backend.capacity, workload)
+        for load, (node, workload) in requests.items()
+    }
+    summaries, files = write_trials([*simulated, *trials], requests, headers)
+    found = evaluate(config, engine.backend.capacity, measured, summaries[len(simulated) :])
+
+    console.print(coefficient_table(cost))
+    for cell in runs:
+        console.print(comparison_table(found.comparison, cell.load, cell.contender))
+    for load in requests:
+        console.print(winners_table(found.comparison, load))
+    console.print(engine_table(trials, found.replayed, cost, measured.paces))
+    console.print(bias_table(found.bias, found.residuals))
+    print_line(console, measured.probe.describe())
+    for trial, summary in zip([*simulated, *trials], summaries, strict=True):
+        print_unserved(console, trial.outcome.log, trial.folder.name)
+        print_fallbacks(console, summary, trial.folder.name)
+        print_remark(console, trial.outcome, trial.folder.name)
+    own = [directory / FIRST_FIT, *write_calibration(cost, measured.calibration.samples, directory)]
+    own += write_results(found, directory)
+    own += write_figures(found.comparison, [*simulated, *trials], headers, directory)
+    print_files(console, directory, own + files)
+    print_line(console, f"{time.monotonic() - began_s:.0f} s, peak RSS {peak_rss_bytes() / 2**20:,.0f} MiB")
+    print_line(console, str(found.verdict), style=STYLES[found.verdict.answer])
+    if found.verdict.answer is Answer.FAIL:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,25 @@ from engine.core.errors import UserError
 from engine.core.fields import Count, check_value
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
 from sim.cost.base import CostModel, Extrapolation, MeasuredCostModel, StepFeatures, features
+from sim.pace import Pace
 
 
 class SimulatedBackend:
     """The length oracle and the stopwatch of the simulated world.
 
     A sequence ends with the token that brings it to `spec.length_limit(max_model_len)`. A plan that neither
-    computes nor moves anything takes no time.
+    computes nor moves anything takes no time. With a `pace` a step takes as many times longer as it says.
     """
 
-    def __init__(self, capacity: Capacity, cost: CostModel, max_model_len: Count) -> None:
+    def __init__(
+        self, capacity: Capacity, cost: CostModel, max_model_len: Count, pace: Pace | None = None
+    ) -> None:
         check_value("SimulatedBackend.max_model_len", max_model_len, Count)
         self._capacity = capacity
         self._cost = cost
         self._measured = cost if isinstance(cost, MeasuredCostModel) else None
         self._max_model_len = max_model_len
+        self._pace = pace
         self._extrapolation = Extrapolation()
         self._limits: dict[str, int] = {}
         """Positions that a sequence computes in all: its last token is sampled and never computed."""
@@ -72,7 +76,8 @@ class SimulatedBackend:
     def pop_remark(self) -> str | None:
         """What a reader must know of the times since the last call, in one line: how far they are guessed."""
         extrapolation, self._extrapolation = self._extrapolation, Extrapolation()
-        return extrapolation.remark()
+        caveat = None if self._measured is None else self._measured.caveat
+        return "; ".join(filter(None, (caveat, extrapolation.remark()))) or None
 
     def _priced(self, step: StepFeatures, finished: tuple[Finish, ...]) -> StepResult:
         parts_ns = self._cost.parts_ns(step)
@@ -80,6 +85,10 @@ class SimulatedBackend:
             self._extrapolation.note(self._measured.beyond(step))
         duration_ns = round(sum(parts_ns.values()))
         transfer_ns = duration_ns - self._without_transfers_ns(step) if step.num_transfers else 0
+        if self._pace is not None:
+            factor = self._pace(step)
+            parts_ns = {name: factor * ns for name, ns in parts_ns.items()}
+            duration_ns, transfer_ns = round(factor * duration_ns), round(factor * transfer_ns)
         return StepResult(duration_ns, finished, None, parts_ns, transfer_ns)
 
     def _without_transfers_ns(self, step: StepFeatures) -> int:

@@ -23,9 +23,26 @@ def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / abs(mean) if mean else 0.0
 
 
-def allowed_error(spread: float, tolerance: float = 0.10) -> float:
-    """The error that passes: `tolerance`, or twice the spread of the measured runs where that is larger."""
-    return tolerance if math.isnan(spread) else max(tolerance, 2 * spread)
+def pooled_std(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """Standard deviation within groups that are noisy alike, and its degrees of freedom.
+
+    sqrt(sum of squared distances from the group means / sum of (size - 1)). Three repeats of one figure say
+    little of its noise; three repeats in each of several places say more. (NaN, 0) if no group has two
+    values.
+    """
+    squares, freedom = 0.0, 0
+    for values in groups:
+        mean = math.fsum(values) / len(values)
+        squares += math.fsum((value - mean) ** 2 for value in values)
+        freedom += len(values) - 1
+    return (math.sqrt(squares / freedom), freedom) if freedom else (math.nan, 0)
+
+
+def half_width(std: float, freedom: int, num_values: int, confidence: float) -> float:
+    """Half of the interval of a mean, Student's t x std / sqrt(num_values); infinite without freedom."""
+    if not freedom:
+        return math.inf
+    return float(stats.t.ppf((1 + confidence) / 2, freedom)) * std / math.sqrt(num_values)
 
 
 def kendall_tau(simulated: Mapping[str, float], measured: Mapping[str, float]) -> float:

@@ -116,6 +116,11 @@ class MeasuredCostModel(CostModel, Protocol):
         """The features of the step of which the model knows too little to be believed, by name."""
         ...
 
+    @property
+    def caveat(self) -> str | None:
+        """Why none of its prices should be trusted much, in one line; None if the measurement was good."""
+        ...
+
 
 class Extrapolation:
     """Counts the steps that a cost model priced beyond what it was calibrated for."""

@@ -57,6 +57,11 @@ class Fitted:
         """The features of the step beyond twice the range of the calibration."""
         return self.ranges.beyond(step)
 
+    @property
+    def caveat(self) -> str | None:
+        """Whether the measured steps were too noisy, or too unlike the terms, to be believed."""
+        return self.report.caveat
+
     def recompute_ns(self, num_tokens: int) -> int:
         """A step that prefills `num_tokens` tokens of one sequence, less what every step costs."""
         num_pairs = num_tokens * (num_tokens + 1) // 2

@@ -52,6 +52,10 @@ def terms(step: StepFeatures, knee_tokens: int) -> tuple[int, ...]:
     )
 
 
+MAX_MEDIAN_ERROR = 0.10
+"""Above this median error of the steps that it was fitted to, a cost model is not to be used in silence."""
+
+
 @dataclass(frozen=True, slots=True)
 class FitReport:
     """How well the coefficients describe the steps that they were fitted to.
@@ -72,3 +76,13 @@ class FitReport:
     """Share of each coefficient in the fitted total."""
     unmeasured: tuple[str, ...]
     """Coefficients of which the measured steps say nothing; they are 0."""
+
+    @property
+    def caveat(self) -> str | None:
+        """What whoever uses the fit must know; None if it describes its own steps well enough."""
+        if self.median_abs_error <= MAX_MEDIAN_ERROR:
+            return None
+        return (
+            f"the calibration's own steps differ from the fitted ones by {self.median_abs_error:.0%} in the "
+            f"median, above {MAX_MEDIAN_ERROR:.0%}: calibrate again on a quieter machine"
+        )

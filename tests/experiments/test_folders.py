@@ -14,7 +14,8 @@ from engine.telemetry.runlog import read_summary
 from experiments import run, validate
 from experiments.output import print_files, print_unserved
 from experiments.sweep_tables import default_columns, point_tables
-from experiments.tables import comparison_table, summary_table, winners_table
+from experiments.tables import summary_table
+from experiments.validation_tables import comparison_table, winners_table
 from tests.experiments.cli import QUICK, Cli
 from tests.telemetry.scripted import two_requests
 
@@ -117,8 +118,9 @@ def printed(*things: object) -> str:
 
 @pytest.mark.parametrize("name", ["[bold]", "[/red]", "a[red]b", "\\[x]"])
 def test_no_name_is_read_as_markup(name: str) -> None:
-    row = {"policy": name, "metric": "mean_e2el_ms", "simulated": 1.0, "measured": 1.0}
-    comparison = pd.DataFrame([{**row, "error": 0.0, "spread": 0.0, "allowed": 0.1, "holds": True}])
+    row = {"load": None, "policy": name, "metric": "mean_e2el_ms", "answer": "holds"}
+    errors = ("simulated", "measured", "error", "error_half", "unbiased", "half", "undrifted", "spread")
+    comparison = pd.DataFrame([{**row, **dict.fromkeys((*errors, "ensemble", "limit"), 1.0)}])
     summary = dict.fromkeys(default_columns(), 1.0)
     gathered = pd.DataFrame(
         {name: ["a", name], "status": "completed", "mean_e2el_ms": 1.0}, index=["0", name]
@@ -126,8 +128,8 @@ def test_no_name_is_read_as_markup(name: str) -> None:
     gathered.attrs["axes"] = [name]
     for table in (
         summary_table({name: summary}),
-        comparison_table(comparison, name),
-        winners_table(comparison),
+        comparison_table(comparison, None, name),
+        winners_table(comparison, None),
         *point_tables(gathered, ["mean_e2el_ms"], 200),
     ):
         assert name in printed(table)

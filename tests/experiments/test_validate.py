@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from engine.core.journal import replay
 from engine.core.policies.base import Limits
 from engine.telemetry.runlog import read_run
 from experiments import calibrate, run, validate
-from experiments.compare import METRICS, compare
+from experiments.compare import METRICS
 from experiments.compose import CONF, contenders_from_config
+from experiments.verdict import Answer
 from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
@@ -32,56 +32,39 @@ SMALL = (
     "model.config.num_attention_heads=2",
     "pool.num_blocks=48",
     "calibration.num_rounds=1",
-    "calibration.workloads.traffic.num_requests=12",
+    "calibration.workloads.traffic.num_requests=10",
     "calibration.workloads.decodes.num_requests=2",
+    "calibration.workloads.full_batch.num_requests=8",
+    "calibration.workloads.prompts.num_requests=6",
+    "calibration.workloads.samples.num_requests=2",
     "workload.num_requests=24",
 )
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
 
-def summary(value: float) -> dict[str, float]:
-    return dict.fromkeys(METRICS, value)
-
-
-def test_compare_gives_error_spread_and_verdict() -> None:
-    table = compare({"swap": summary(105.0)}, {"swap": [summary(99.0), summary(101.0)]})
-    assert table["metric"].tolist() == list(METRICS)
-    row = table.iloc[0]
-    assert row["measured"] == 100.0
-    assert row["error"] == pytest.approx(0.05)
-    assert row["spread"] == pytest.approx(0.02)
-    assert row["allowed"] == 0.10
-    assert table["holds"].all()
-
-
-def test_compare_allows_twice_the_spread_and_no_more() -> None:
-    measured = {"swap": [summary(90.0), summary(110.0)]}
-    assert compare({"swap": summary(139.0)}, measured)["holds"].all()
-    assert not compare({"swap": summary(141.0)}, measured)["holds"].any()
-
-
-def test_compare_of_what_never_happened() -> None:
-    nothing = compare({"swap": summary(0.0)}, {"swap": [summary(0.0), summary(0.0)]})
-    assert nothing["holds"].all()
-    imagined = compare({"swap": summary(1.0)}, {"swap": [summary(0.0), summary(0.0)]})
-    assert imagined["error"].eq(math.inf).all()
-    assert not imagined["holds"].any()
-
-
 def test_the_main_job(cli: Cli) -> None:
-    finished = cli(validate.main, *SMALL, "timeline=false", "plots=false")
-    assert finished.code == 0, finished.err
-    folders = sorted(path.name for path in cli.directory.iterdir() if path.is_dir() and path.name != ".hydra")
-    kinds = ("measured-1", "measured-2", "simulated")
-    assert folders == [f"{name}-{kind}" for name in ("recompute", "swap") for kind in kinds]
+    finished = cli(validate.main, *SMALL, "num_repeats=2", "num_ensemble=2")
+    verdict = json.loads((cli.directory / "verdict.json").read_text())
+    assert verdict["answer"] in list(Answer)
+    assert finished.code == (verdict["answer"] == Answer.FAIL), finished.err
+    assert finished.out.splitlines()[-1].startswith(f"{verdict['answer']}: ")
+    cells = [f"{name}-load-{load:g}" for load in (0.7, 1.5) for name in ("swap", "recompute")]
+    kinds = ("simulated", "measured-1", "measured-2")
+    folders = {path.name for path in cli.directory.iterdir() if path.is_dir() and path.name != ".hydra"}
+    assert folders == {f"{cell}-{kind}" for cell in cells for kind in kinds}
     comparison = pd.read_csv(cli.directory / "comparison.csv")
-    assert set(comparison["policy"]) == {"swap", "recompute"}
-    assert (comparison.groupby("policy").size() == len(METRICS)).all()
-    for name in ("comparison.png", "latency.png", "calibration.png", "cost_model.json"):
+    assert comparison["metric"].tolist() == list(METRICS) * len(cells)
+    rates = [
+        json.loads((cli.directory / f"swap-load-{load:g}-measured-1" / "summary.json").read_text())
+        for load in (0.7, 1.5)
+    ]
+    assert rates[1]["offered_rate_per_s"] / rates[0]["offered_rate_per_s"] == pytest.approx(15 / 7, rel=1e-3)
+    for name in ("comparison.png", "latency-load-0.7.png", "calibration.png", "cost_model.json"):
         assert name in finished.out
-    assert finished.out.count("byte-equal") == 4
+        assert (cli.directory / name).stat().st_size > 0
+    assert finished.out.count("byte-equal") == 8
     assert "DIFFERENT[/red]" not in finished.out
-    assert "errors within 10 % or twice the spread" in finished.out
+    assert "speed of the machine: 12 readings of a fixed workload" in finished.out
     assert "peak RSS" in finished.out
     assert_same_requests_and_pressure(cli.directory)
     assert_journals_tell_policies_apart(cli.directory)
@@ -91,7 +74,8 @@ def assert_same_requests_and_pressure(directory: Path) -> None:
     """Both worlds serve the same requests to their ends, and each contender is preempted in its own way."""
     for contender, other in (("swap", "recompute"), ("recompute", "swap")):
         logs = [
-            read_run(directory / f"{contender}-{kind}") for kind in ("simulated", "measured-1", "measured-2")
+            read_run(directory / f"{contender}-load-1.5-{kind}")
+            for kind in ("simulated", "measured-1", "measured-2")
         ]
         for log in logs:
             assert (log.requests["status"] == "finished").all()
@@ -103,7 +87,7 @@ def assert_same_requests_and_pressure(directory: Path) -> None:
 
 def assert_journals_tell_policies_apart(directory: Path) -> None:
     contenders = contenders_from_config(composed("validate"))
-    lines = (directory / "swap-measured-1" / "journal.jsonl").read_text().splitlines()
+    lines = (directory / "swap-load-1.5-measured-1" / "journal.jsonl").read_text().splitlines()
     assert replay(lines, contenders["swap"]()) is None
     assert replay(lines, contenders["recompute"]()) is not None
 
@@ -114,8 +98,10 @@ def test_a_recorded_trace(cli: Cli, tmp_path: Path) -> None:
     path.write_text(HEADER + "\n".join(rows) + "\n")
     trace = ("workload=azure", f"workload.path={path}", "workload.num_requests=12")
     contender = "~restore@contenders.swap.restore"
-    finished = cli(validate.main, *SMALL, *trace, contender, "num_repeats=1", "plots=false", "timeline=false")
+    finished = cli(validate.main, *SMALL, *trace, contender, "num_repeats=1", "loads=null", "num_ensemble=2")
     assert finished.code == 0, finished.err
+    assert "MACHINE TOO NOISY TO TELL" in finished.out, "one repeat shows no spread"
+    assert "load: as the workload says" in finished.out
     requests = read_run(cli.directory / "recompute-measured-1").requests
     assert len(requests) == 12
     lengths = requests["num_prompt_tokens"] + requests["num_output_tokens"]
@@ -239,12 +225,45 @@ def test_contenders_that_weigh_costs_weigh_the_first_fit(cli: Cli) -> None:
         "~restore@contenders.swap.restore",
         "~restore@contenders.recompute.restore",
     )
-    finished = cli(validate.main, *SMALL, *contenders, "num_repeats=1", "plots=false", "timeline=false")
+    finished = cli(validate.main, *SMALL, *contenders, "num_repeats=1", "loads=[1.5]", "num_ensemble=2")
     assert finished.code == 0, finished.err
     first = Fitted.load(cli.directory / validate.FIRST_FIT)
     for kind in ("measured-1", "simulated"):
-        header = (cli.directory / f"cheapest-{kind}" / "journal.jsonl").read_text().partition("\n")[0]
+        header = (
+            (cli.directory / f"cheapest-load-1.5-{kind}" / "journal.jsonl").read_text().partition("\n")[0]
+        )
         assert repr(first) in header, kind
-        config = OmegaConf.load(cli.directory / f"cheapest-{kind}" / "config.yaml")
+        config = OmegaConf.load(cli.directory / f"cheapest-load-1.5-{kind}" / "config.yaml")
         assert config.contenders.cheapest.restore.cost.path == str(cli.directory / validate.FIRST_FIT)
     assert finished.out.count("byte-equal") == 1
+
+
+BEFORE_ANYTHING = {
+    "num_repeats=0": "num_repeats is 0",
+    "num_ensemble=1": "num_ensemble is 1",
+    "loads=[]": "loads is empty",
+    "loads=[0]": "loads[0] is 0",
+    "workload=burst": "give loads=null to serve the workload as it is",
+    "workload.rate_per_s=3": "workload.rate_per_s would have no effect, since loads=[0.7, 1.5] sets it",
+    "tolerance.mean=0": "tolerance.mean is 0",
+    "calibration.probe=none": "calibration.probe is 'none': choose one of calibration.workloads, traffic",
+}
+
+
+@pytest.mark.parametrize("override", BEFORE_ANYTHING)
+def test_what_cannot_be_validated_is_refused_before_the_calibration(
+    override: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate.Calibration, "warm_up", lambda self: pytest.fail("it was calibrated"))
+    finished = cli(validate.main, *SMALL[:5], override)
+    assert finished.code == 1
+    assert BEFORE_ANYTHING[override] in finished.err
+
+
+def test_a_time_factor_is_refused_beside_loads(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(HEADER + "2023-11-16 18:15:00.0000000,40,10\n2023-11-16 18:15:09.0000000,40,10\n")
+    factor = ("workload=azure", f"workload.path={path}", "workload.time_factor=2")
+    refused = cli(validate.main, *SMALL[:5], *factor)
+    assert refused.code == 1
+    assert "time_factor is 2" in refused.err and "give loads=null" in refused.err

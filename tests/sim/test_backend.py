@@ -20,6 +20,10 @@ class TokenCost:
     def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
         return {"num_tokens": Beyond(step.num_tokens, 10)} if step.num_tokens > 20 else {}
 
+    @property
+    def caveat(self) -> str | None:
+        return None
+
     def recompute_ns(self, num_tokens: int) -> int:
         return 10 * num_tokens
 

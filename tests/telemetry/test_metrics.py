@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from engine.core.plan import EventKind
-from engine.telemetry.agreement import allowed_error, jain_index, kendall_tau, relative_error, spread, winner
+from engine.telemetry.agreement import (
+    half_width,
+    jain_index,
+    kendall_tau,
+    pooled_std,
+    relative_error,
+    spread,
+    winner,
+)
 from engine.telemetry.latency import distribution, inter_token_ms, latencies, meets
 from engine.telemetry.metrics import preemptions_per_request, summarize
 from tests.telemetry.scripted import Script, decode, ended, prefill, two_requests
@@ -192,8 +200,18 @@ def test_agreement() -> None:
     assert relative_error(0, 0) == 0 and relative_error(1, 0) == math.inf
     assert spread([9, 10, 11]) == pytest.approx(0.2)
     assert math.isnan(spread([9])) and spread([0, 0]) == 0
-    assert allowed_error(math.nan) == 0.10 and allowed_error(0.04) == 0.10 and allowed_error(0.2) == 0.4
     assert jain_index([1, 1, 1]) == 1 and jain_index([1, 0, 0, 0]) == 0.25
+
+
+def test_intervals() -> None:
+    """The deviation against numpy's within one group, the half-width against a table of Student's t."""
+    assert pooled_std([[1.0, 2.0, 4.0]]) == (pytest.approx(np.std([1, 2, 4], ddof=1)), 2)
+    assert pooled_std([[0.0, 2.0], [10.0, 14.0]]) == (pytest.approx(math.sqrt((2 + 8) / 2)), 2)
+    std, freedom = pooled_std([[1.0], [2.0]])
+    assert math.isnan(std) and freedom == 0
+    assert half_width(std, freedom, 1, 0.9) == math.inf
+    assert half_width(3.0, 2, 9, 0.90) == pytest.approx(2.920, abs=1e-3)
+    assert half_width(3.0, 8, 9, 0.95) == pytest.approx(2.306, abs=1e-3)
 
 
 def test_rankings() -> None:

@@ -1,0 +1,107 @@
+"""The simulator's side of a validation: the same cells with the calibrated cost model and its variations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import pandas as pd
+
+from engine.core.backend import Capacity
+from engine.telemetry.metrics import summarize
+from engine.telemetry.schema import World
+from experiments.compare import Repeat, Summary
+from experiments.samples import StepSamples, by_kind
+from experiments.trials import Cell, Trial
+from experiments.worlds import Run, Stage
+from sim.backend import SimulatedBackend
+from sim.cost.base import CostModel
+from sim.cost.kinds import KINDS
+from sim.loop import simulate
+from sim.pace import Pace, Rerun, steady
+from sim.streams import stream
+
+
+def simulated_stage(
+    capacity: Capacity, cost: CostModel, max_model_len: int, pace: Pace | None = None
+) -> Stage:
+    """The simulated twin of an engine; with a `pace`, one whose steps take as many times longer."""
+    return Stage(World.SIMULATED, SimulatedBackend(capacity, cost, max_model_len, pace), lambda: simulate)
+
+
+class Twins:
+    """Simulates cells again and again, for their summaries alone."""
+
+    def __init__(self, capacity: Capacity, runs: Mapping[Cell, Run], slo_ms: Mapping[str, float]) -> None:
+        self._capacity = capacity
+        self._runs = runs
+        self._slo_ms = slo_ms
+
+    def summary(self, cell: Cell, cost: CostModel, pace: Pace | None = None) -> Summary:
+        """What a simulation of a cell comes to."""
+        run = self._runs[cell]
+        stage = simulated_stage(self._capacity, cost, run.limits.max_model_len, pace)
+        return summarize(stage.play(run).log, self._slo_ms)
+
+    def ensemble(
+        self, cell: Cell, cost: CostModel, samples: StepSamples, size: int, seed: int
+    ) -> list[Summary]:
+        """Simulations whose step times carry the residuals of the fit, each from another place on.
+
+        What they differ by is what the noise of single steps does to a figure, in a perfect simulator too.
+        """
+        ratios = [ns / priced for ns, priced in zip(samples.periods_ns, samples.priced_ns(cost), strict=True)]
+        kinds = by_kind(samples.steps, ratios)
+        rngs = (stream(seed, f"validate/ensemble/{cell.name}/{i}") for i in range(size))
+        return [self.summary(cell, cost, Rerun(kinds, rng)) for rng in rngs]
+
+
+def biases(trials: Sequence[Trial], cost: CostModel) -> dict[int, float]:
+    """The error that all step times of a repeat have in common, by repeat: (priced - measured) / measured."""
+    repeats = sorted({trial.repeat for trial in trials})
+    return {r: StepSamples.joined(t.samples for t in trials if t.repeat == r).bias(cost) for r in repeats}
+
+
+def repeats_of(
+    trials: Sequence[Trial],
+    twins: Twins,
+    measured: Sequence[Summary],
+    cost: CostModel,
+    undrifted_cost: CostModel,
+    paces: Sequence[float],
+) -> list[Repeat]:
+    """Each measured run beside its twins.
+
+    `paces` says for each trial how slow the machine was, and `undrifted_cost` is the fit at pace 1.
+    """
+    bias = biases(trials, cost)
+    as_it_is = {trial.cell: twins.summary(trial.cell, cost) for trial in trials}
+    return [
+        Repeat(
+            trial.cell,
+            summary,
+            as_it_is[trial.cell],
+            twins.summary(trial.cell, cost, steady(1 / (1 + bias[trial.repeat]))),
+            twins.summary(trial.cell, undrifted_cost, steady(pace)),
+        )
+        for trial, summary, pace in zip(trials, measured, paces, strict=True)
+    ]
+
+
+def residuals(trials: Sequence[Trial], cost: CostModel) -> pd.DataFrame:
+    """What is left of the error of the step times when the bias is out, by kind of step.
+
+    One row a kind and repeat: kind, repeat, num_steps, residual = (priced - measured) / measured.
+    """
+    bias = biases(trials, cost)
+    rows = []
+    for repeat in bias:
+        samples = StepSamples.joined(trial.samples for trial in trials if trial.repeat == repeat)
+        priced = by_kind(samples.steps, [ns / (1 + bias[repeat]) for ns in samples.priced_ns(cost)])
+        periods = by_kind(samples.steps, [float(ns) for ns in samples.periods_ns])
+        for name in (name for name in KINDS if name in priced):
+            residual = fmean(priced[name]) / fmean(periods[name]) - 1
+            rows.append(
+                {"kind": name, "repeat": repeat, "num_steps": len(priced[name]), "residual": residual}
+            )
+    return pd.DataFrame(rows)

@@ -1,0 +1,82 @@
+"""Step times that carry a machine's drift or its noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from engine.core.backend import Capacity, RequestSpec
+from engine.core.plan import StepPlan, StepResult, Transfer, TransferKind
+from sim.backend import SimulatedBackend
+from sim.cost.base import StepFeatures
+from sim.cost.kinds import kind
+from sim.pace import Pace, Rerun, steady
+from tests.sim.plans import decode, make_plan, prefill
+
+DECODE = StepFeatures(2, 2, 0, 2, 40, 0, 0, 0, 0, 0, 0)
+PREFILL = StepFeatures(8, 1, 1, 1, 0, 8, 36, 0, 0, 0, 0)
+MIXED = StepFeatures(9, 2, 1, 2, 20, 8, 36, 0, 0, 0, 0)
+MOVING = DECODE._replace(num_blocks_swapped_in=3, num_transfers=1)
+
+
+class PerToken:
+    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+        return {"linear": 1000.0 * step.num_tokens, "transfers": 500.0 * step.num_blocks_swapped_out}
+
+    def recompute_ns(self, num_tokens: int) -> int:
+        return num_tokens
+
+    def transfer_ns(self, num_blocks: int) -> int:
+        return num_blocks
+
+
+def test_kinds() -> None:
+    assert [kind(step) for step in (DECODE, PREFILL, MIXED, MOVING)] == [
+        "decode", "prefill", "mixed", "transfer",
+    ]  # fmt: skip
+
+
+def run(pace: Pace | None, *plans: StepPlan) -> list[StepResult]:
+    backend = SimulatedBackend(Capacity(64, 8, 16), PerToken(), 64, pace)
+    backend.add(RequestSpec("a", 0, 6, 40, 40))
+    return [backend.collect(backend.submit(plan)) for plan in plans]
+
+
+def test_a_steady_pace_scales_every_part_of_every_step() -> None:
+    out = Transfer(TransferKind.SWAP_OUT, "a", (1, 2), (1, 2))
+    plans = (make_plan([prefill("a", 6)]), make_plan([decode("a", 6)], [out]))
+    slow = run(steady(1.5), *plans)
+    assert [result.duration_ns for result in run(None, *plans)] == [6000, 2000]
+    assert [result.duration_ns for result in slow] == [9000, 3000]
+    assert slow[1].transfer_ns == 1500
+    assert sum(slow[1].parts_ns.values()) == pytest.approx(3000)
+
+
+def test_a_pace_is_asked_once_a_step_of_a_leap_too() -> None:
+    asked = []
+
+    def pace(step: StepFeatures) -> float:
+        asked.append(step.decode_context_tokens)
+        return 1.0
+
+    backend = SimulatedBackend(Capacity(64, 8, 16), PerToken(), 64, pace)
+    backend.add(RequestSpec("a", 0, 6, 40, 40))
+    result = backend.collect(backend.submit_leap(make_plan([decode("a", 6)]), 5, 10**9))
+    assert len(result.earlier) == 4
+    assert asked == [7, 8, 9, 10, 11]
+
+
+def test_residuals_are_replayed_in_order_kind_by_kind_and_go_round() -> None:
+    ratios = {"decode": [1.0, 1.1, 1.2, 1.3], "prefill": [2.0]}
+    rerun = Rerun(ratios, np.random.default_rng(3))
+    decodes = [rerun(DECODE) for _ in range(9)]
+    start = ratios["decode"].index(decodes[0])
+    assert decodes == [ratios["decode"][(start + i) % 4] for i in range(9)]
+    assert [rerun(PREFILL), rerun(PREFILL)] == [2.0, 2.0]
+    assert rerun(MIXED) == 1.0, "a kind that was not measured"
+
+
+def test_members_of_an_ensemble_start_at_different_places() -> None:
+    ratios = {"decode": [float(i) for i in range(100)]}
+    starts = {Rerun(ratios, np.random.default_rng(seed))(DECODE) for seed in range(20)}
+    assert len(starts) > 10
