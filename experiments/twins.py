@@ -11,6 +11,7 @@ from engine.core.backend import Capacity
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
 from experiments.compare import Repeat, Summary
+from experiments.output import Wanted
 from experiments.samples import StepSamples, by_kind
 from experiments.trials import Cell, Trial
 from experiments.worlds import Run, Stage
@@ -32,16 +33,16 @@ def simulated_stage(
 class Twins:
     """Simulates cells again and again, for their summaries alone."""
 
-    def __init__(self, capacity: Capacity, runs: Mapping[Cell, Run], slo_ms: Mapping[str, float]) -> None:
+    def __init__(self, capacity: Capacity, runs: Mapping[Cell, Run], wanted: Wanted) -> None:
         self._capacity = capacity
         self._runs = runs
-        self._slo_ms = slo_ms
+        self._wanted = wanted
 
     def summary(self, cell: Cell, cost: CostModel, pace: Pace | None = None) -> Summary:
         """What a simulation of a cell comes to."""
         run = self._runs[cell]
         stage = simulated_stage(self._capacity, cost, run.limits.max_model_len, pace)
-        return summarize(stage.play(run).log, self._slo_ms)
+        return summarize(stage.play(run).log, self._wanted.slo_ms, self._wanted.measure)
 
     def ensemble(
         self, cell: Cell, cost: CostModel, samples: StepSamples, size: int, seed: int

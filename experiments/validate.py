@@ -180,7 +180,7 @@ def evaluate(
     trials, cost, samples = measured.trials, measured.cost, measured.calibration.samples
     tolerance: Tolerance = build(config.tolerance)
     runs = {trial.cell: trial.run for trial in trials}
-    twins = Twins(capacity, runs, Wanted.by(config).slo_ms)
+    twins = Twins(capacity, runs, Wanted.by(config))
     repeats = repeats_of(trials, twins, summaries, cost, measured.undrifted_cost, measured.paces)
     ensembles = {cell: twins.ensemble(cell, cost, samples, config.num_ensemble, config.seed) for cell in runs}
     comparison = compare(repeats, ensembles, tolerance)
