@@ -102,9 +102,9 @@ def check_comparable(specs: Sequence[RequestSpec]) -> None:
     stops = next((spec.sampling.stop_token_ids for spec in specs if spec.sampling.stop_token_ids), ())
     if stops:
         raise UserError(
-            f"the requests have stop_token_ids {list(stops)}: a stop token ends a sequence on the engine only, "
-            "since a simulation draws no tokens, so the two worlds would not do the same work. Leave "
-            "workload.shape.stop_token_ids empty, and with workload=prompts set workload.stop_at_eos=false; "
+            f"workload.shape.stop_token_ids is {list(stops)}: a stop token ends a sequence on the engine "
+            "only, since a simulation draws no tokens, so the two worlds would not do the same work. Leave "
+            "it empty, and with workload=prompts set workload.stop_at_eos=false; "
             "then lengths end sequences in both"
         )
 
