@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from omegaconf import DictConfig
@@ -25,8 +25,6 @@ from rich.table import Table
 from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
 from engine.core.policies.base import Limits
-from engine.runtime.backend import TorchBackend
-from engine.runtime.model import LoadedModel
 from experiments.compose import build, contenders_from_config, served_model, stage_from_config
 from experiments.errors import entry_point
 from experiments.options import CalibrateOptions
@@ -39,6 +37,9 @@ from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
 from sim.cost.kinds import kind
 from sim.cost.setup import Setup, described
+
+if TYPE_CHECKING:
+    from engine.runtime.model import LoadedModel
 
 
 class Calibration:
@@ -88,6 +89,8 @@ class Calibration:
     @classmethod
     def from_config(cls, config: DictConfig, stage: Stage) -> Calibration:
         """As the group `calibration` says; UserError if there is no engine to measure."""
+        from engine.runtime.backend import TorchBackend  # of the extra engine, whose absence `check` explains
+
         if not isinstance(stage.backend, TorchBackend):
             raise UserError("a calibration measures an engine: choose backend=torch")
         limits: Limits = build(config.limits)

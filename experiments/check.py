@@ -17,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue
 
 from engine.core.errors import UserError
 from engine.core.fields import annotations_of, check_value, element_annotation
+from experiments.extras import check_installed
 
 RESERVED = ("_target_", "_args_", "_partial_", "_convert_", "_recursive_")
 """Keys of Hydra's instantiate."""
@@ -102,11 +103,12 @@ def located(target: str, key: str) -> Any:
     """The class or function of this name.
 
     Raises:
-        UserError: there is none, or it cannot be called.
+        UserError: there is none, what it imports is not installed, or it cannot be called.
     """
     try:
         found = resolve_name(target)
     except (ImportError, AttributeError, ValueError) as error:
+        check_installed(target.rpartition(".")[0], f"{_joined(key, '_target_')}={target}")
         raise UserError(f"{_joined(key, '_target_')} is {target}: {error}") from error
     if not callable(found):
         raise UserError(f"{_joined(key, '_target_')} is {target}: that is not a class or function")
