@@ -25,5 +25,6 @@ def check_installed(module: str, what: str) -> None:
         if missing in ENGINE:
             raise UserError(
                 f"{what} needs {missing}, which is not installed. It comes with the extra engine: "
-                "pip install 'pagetwin[engine]', or pip install -e '.[engine]' in a clone. Simulations do without"
+                "pip install 'pagetwin[engine]', or pip install -e '.[engine]' in a clone. "
+                "Simulations do without"
             ) from error

@@ -42,16 +42,11 @@ def test_a_simulation_and_a_sweep_need_no_torch(tmp_path: Path) -> None:
     summaries = sorted((tmp_path / "out").glob("*/summary.json"))
     assert len(summaries) == 2
     assert json.loads(summaries[0].read_text())
-    gathered = without_the_engine(tmp_path, "sweep", "gather", "out")
-    assert gathered.returncode == 0, gathered.stderr
     assert (tmp_path / "out" / "sweep.csv").is_file()
 
 
-@pytest.mark.parametrize("arguments", [("run", "backend=torch"), ("validate",)])
-def test_an_engine_without_torch_is_one_line_that_names_the_extra(
-    tmp_path: Path, arguments: tuple[str, ...]
-) -> None:
-    finished = without_the_engine(tmp_path, *arguments)
+def test_an_engine_without_torch_is_one_line_that_names_the_extra(tmp_path: Path) -> None:
+    finished = without_the_engine(tmp_path, "validate")
     assert finished.returncode == 1
     assert "Traceback" not in finished.stderr
     error = finished.stderr.splitlines()[0]
