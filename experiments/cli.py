@@ -56,6 +56,8 @@ def main() -> None:
     module = VERBS[verb][0]
     check_installed(module, f"pagetwin {verb}")
     sys.argv = [f"pagetwin {verb}", *rest]
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` has it: policies of the folder where one works are found
     import_module(module).main()
 
 
