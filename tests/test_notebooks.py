@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
-NAMES = ["fragmentation", "swap_vs_recompute", "throughput", "write_your_own_policy"]
+NAMES = ["fragmentation", "swap_vs_recompute", "throughput", "validate", "write_your_own_policy"]
 MAX_PNG_BYTES = 150_000
 
 
