@@ -286,7 +286,8 @@ def main(config: DictConfig, directory: Path) -> None:
     for trial, summary in zip([*simulated, *trials], summaries, strict=True):
         print_unserved(console, trial.outcome.log, trial.folder.name)
         print_fallbacks(console, summary, trial.folder.name)
-        print_remark(console, trial.outcome, trial.folder.name)
+        if cost.caveat is None:  # otherwise every run would say it, and the verdict does
+            print_remark(console, trial.outcome, trial.folder.name)
     own = [directory / FIRST_FIT, *write_calibration(cost, measured.calibration.samples, directory)]
     own += write_results(found, directory)
     own += write_figures(found.comparison, [*simulated, *trials], headers, directory)

@@ -36,9 +36,9 @@ def comparison_table(comparison: pd.DataFrame, load: float | None, policy: str) 
     table = plain_table(title, "metric", "simulated", "measured", *errors)
     for row in rows.to_dict("records"):
         metric = row["metric"]
-        name = f"{label(metric)}, {unit(metric)}" if unit(metric) else label(metric)
+        name = label(metric) + (f", {unit(metric)}" if unit(metric) else "")
         table.add_row(
-            name.replace(" latency", "").removeprefix("output "),
+            name.replace(" latency", "").removeprefix("output throughput, "),
             number(metric, row["simulated"]),
             number(metric, row["measured"]),
             percent(row["error"], signed=True),

@@ -13,7 +13,7 @@ from experiments.figures.style import FREE, STYLE
 from experiments.tables import label as metric_label
 
 COLORS = {"holds": "#0072B2", "unclear": "#E69F00", "off": "#D55E00"}
-WORDS = {"holds": "within its limit", "unclear": "too noisy to tell", "off": "beyond its limit"}
+WORDS = {"holds": "within limit", "unclear": "unclear", "off": "beyond limit"}
 
 
 def comparison_figure(comparison: pd.DataFrame) -> Figure:
@@ -46,7 +46,7 @@ def comparison_figure(comparison: pd.DataFrame) -> Figure:
             for axes in grid.flat
             for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
         return figure
 
 
@@ -60,7 +60,7 @@ def _errors(axes: Axes, rows: pd.DataFrame) -> None:
         mine = (rows["answer"] == answer).to_numpy()
         if mine.any():
             half = rows["half"][mine].replace(np.inf, 10.0)  # beyond any axis
-            label = f"step bias out: {WORDS[answer]}"
+            label = f"bias out, {WORDS[answer]}"
             axes.errorbar(
                 rows["unbiased"][mine], height[mine], xerr=half, fmt="o", color=color, markersize=4,
                 elinewidth=1.2, label=label,
