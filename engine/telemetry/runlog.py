@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from engine.core.backend import Capacity
 from engine.core.errors import UserError
+from engine.telemetry.columns import Column, request_column, step_column
 from engine.telemetry.frames import frames
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.schema import NULLABLE, REQUEST_COLUMNS, STEP_COLUMNS, World
@@ -116,20 +117,27 @@ def _write_summary(log: RunLog, summary: Mapping[str, float], path: Path) -> Non
 
 def _steps_schema(log: RunLog) -> pa.Schema:
     parts = [name for name in log.steps.columns if name.startswith("part_")]
-    fields = [pa.field("world", pa.string(), nullable=False)]
-    fields += [pa.field(name, pa.int64(), nullable=False) for name in STEP_COLUMNS]
-    fields += [pa.field(name, pa.float64(), nullable=False) for name in parts]
+    types = {
+        "world": pa.string(),
+        **dict.fromkeys(STEP_COLUMNS, pa.int64()),
+        **dict.fromkeys(parts, pa.float64()),
+    }
+    fields = [_field(name, dtype, step_column(name)) for name, dtype in types.items()]
     run = {"world": log.world.value, "capacity": asdict(log.capacity)}
     return pa.schema(fields, metadata={"pagetwin": json.dumps(run, sort_keys=True)})
 
 
 def _requests_schema() -> pa.Schema:
-    fields = [pa.field("world", pa.string(), nullable=False)]
-    fields += [
-        pa.field(name, ARROW_TYPES[dtype], nullable=name in NULLABLE)
-        for name, dtype in REQUEST_COLUMNS.items()
-    ]
-    return pa.schema(fields)
+    types = {"world": "string", **REQUEST_COLUMNS}
+    return pa.schema(
+        _field(name, ARROW_TYPES[dtype], request_column(name), nullable=name in NULLABLE)
+        for name, dtype in types.items()
+    )
+
+
+def _field(name: str, dtype: pa.DataType, column: Column, *, nullable: bool = False) -> pa.Field:
+    """With what the column means as metadata."""
+    return pa.field(name, dtype, nullable, {"unit": column.unit, "description": column.description})
 
 
 def _write_parquet(frame: pd.DataFrame, schema: pa.Schema, path: Path) -> None:
