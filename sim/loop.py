@@ -14,7 +14,7 @@ from engine.core.laws import LawBroken
 from engine.core.serving import Serving
 
 FOREVER_NS = 1 << 62
-MAX_BARREN_STEPS = 1000
+MAX_EMPTY_STEPS = 1000
 """A backstop against a simulation that never ends; LawfulScheduler holds law 6 to a bound of a few steps."""
 NO_ABORTS: Mapping[str, int] = MappingProxyType({})
 
@@ -66,7 +66,7 @@ class _Clients:
         turns += [(_Turn(time_ns, True, request_id), None) for request_id, time_ns in aborts_ns.items()]
         turns.sort(key=lambda turn: turn[0])
         self._to_come = deque(turns)
-        self._news = env.event()
+        self._turn = env.event()
 
     @property
     def are_done(self) -> bool:
@@ -78,10 +78,10 @@ class _Clients:
         """Time until the next one does."""
         return self._to_come[0][0].time_ns - int(self._env.now) if self._to_come else FOREVER_NS
 
-    def news(self) -> Event:
+    def next_turn(self) -> Event:
         """The event of the next arrival or abort."""
-        self._news = self._env.event()
-        return self._news
+        self._turn = self._env.event()
+        return self._turn
 
     def act(self) -> None:
         """All that is due by now happens."""
@@ -100,30 +100,30 @@ class _Clients:
             # the engine lets the clients act then.
             yield self._env.timeout(0)
             self.act()
-            if not self._news.triggered:
-                self._news.succeed()
+            if not self._turn.triggered:
+                self._turn.succeed()
 
 
 def _engine(
     env: Environment, serving: Serving, clients: _Clients, leaps: bool
 ) -> Generator[Event, object, int]:
-    num_barren_steps = end_ns = 0
+    num_empty_steps = end_ns = 0
     while True:
         clients.act()
         flight = serving.begin(int(env.now), clients.quiet_ns if leaps else None)
         if flight is None:
             if clients.are_done:
                 break
-            yield clients.news()
+            yield clients.next_turn()
             continue
         result = serving.collect(flight)
         yield env.timeout(result.total_ns)
         end_ns = int(env.now)
         serving.finish(flight, result, end_ns)
-        num_barren_steps = 0 if flight.plan.num_tokens else num_barren_steps + 1
-        if num_barren_steps > MAX_BARREN_STEPS:
+        num_empty_steps = 0 if flight.plan.num_tokens else num_empty_steps + 1
+        if num_empty_steps > MAX_EMPTY_STEPS:
             raise LawBroken(
-                6, f"{num_barren_steps} steps in a row computed no token, the last at {env.now} ns"
+                6, f"{num_empty_steps} steps in a row computed no token, the last at {env.now} ns"
             )
     if not serving.scheduler.is_idle:
         text = f"requests are outstanding at {env.now} ns, none will arrive, and the scheduler plans nothing"

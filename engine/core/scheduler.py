@@ -137,7 +137,7 @@ class Scheduler:
     def schedule(self, now_ns: int) -> StepPlan | None:
         """Plan the next step; None if there is nothing to do.
 
-        A plan without chunks carries news only: transfers, preemptions, rejections or aborted requests.
+        A plan without chunks only tells of others: transfers, preemptions, rejections or aborted requests.
 
         Raises:
             RuntimeError: the previous plan has not been committed.
@@ -153,7 +153,7 @@ class Scheduler:
         step.rejections, self._rejections = self._rejections, []
         step.updates, self._untold_updates = self._untold_updates, {}
         self.policies.batching.fill(step)
-        plan = step.close(self._num_steps, has_news=bool(self._ended))
+        plan = step.close(self._num_steps, has_endings=bool(self._ended))
         if plan is None:
             return None
         self._num_steps += 1

@@ -386,7 +386,7 @@ class Step:
         self._scheduler.last_decodes = self.decodes, batch
         return batch
 
-    def close(self, step_id: int, *, has_news: bool) -> StepPlan | None:
+    def close(self, step_id: int, *, has_endings: bool) -> StepPlan | None:
         """Seat the entrants, queue the victims, and freeze the plan; None if there is nothing to do or to
         tell.
         """
@@ -399,7 +399,7 @@ class Step:
             else:
                 scheduler.waiting.rejoin(request)
         scheduler.waiting.arrange(self._now_ns)
-        if not (self.num_chunks or self.preempted or self.rejections or self.transfers or has_news):
+        if not (self.num_chunks or self.preempted or self.rejections or self.transfers or has_endings):
             return None
         return StepPlan(
             step_id,

@@ -91,7 +91,7 @@ def test_abort(build: object, in_flight: bool) -> None:
     assert kv.num_free == kv.num_blocks
 
 
-def test_a_sequence_that_ends_in_flight_of_an_aborted_request_is_no_news() -> None:
+def test_a_sequence_that_ends_in_flight_of_an_aborted_request_is_not_told() -> None:
     trial = decoding()
     plan = trial.begin()
     assert plan is not None
@@ -100,7 +100,7 @@ def test_a_sequence_that_ends_in_flight_of_an_aborted_request_is_no_news() -> No
     assert kinds(trial.end(), "a") == [EventKind.ABORTED]
 
 
-def test_an_abort_alone_is_news_enough_for_a_plan() -> None:
+def test_an_abort_alone_is_enough_for_a_plan() -> None:
     trial = decoding()
     trial.abort("a")
     plan, events = step(trial)

@@ -1,4 +1,4 @@
-"""A request that can never run is turned away at once, and told what would help; the others run on."""
+"""A request that can never run is rejected at once, and told what would help; the others run on."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_who_has_grown_to_the_window_is_recomputed_in_one_step(batching: Any) ->
     assert max(chunk.start + chunk.num_tokens for plan in plans for chunk in plan.chunks) == 19
 
 
-def test_a_rejection_alone_is_news_enough_for_a_plan() -> None:
+def test_a_rejection_alone_is_enough_for_a_plan() -> None:
     trial = on_trial(limits=TIGHT)
     trial.arrive(spec("bad", 30))
     plan = trial.begin()

@@ -193,7 +193,7 @@ def _config(rng: random.Random) -> dict[str, Any]:
 
 
 def _requests(rng: random.Random, config: dict[str, Any], slots: int) -> list[dict[str, Any]]:
-    """Requests that crowd the pool: a share of it each, sometimes all of it."""
+    """Requests that fill the pool: a share of it each, sometimes all of it."""
     share = max(2, int(slots * rng.choice([0.1, 0.2, 0.3, 0.5, 1.0])))
     longest = max(1, min(share, 400))
     spread = rng.choice([0, 3, 20, 60])

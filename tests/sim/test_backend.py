@@ -106,7 +106,7 @@ def test_true_length(num_output: int | None, max_tokens: int, max_model_len: int
     assert num_sampled == num_expected
 
 
-def test_plan_that_only_carries_news_takes_no_time() -> None:
+def test_plan_that_only_tells_takes_no_time() -> None:
     assert run(make_backend(), make_plan()) == StepResult(duration_ns=0)
 
 

@@ -21,7 +21,7 @@ from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from sim.backend import SimulatedBackend
 from sim.cost.base import StepFeatures
-from sim.loop import MAX_BARREN_STEPS, NO_ABORTS, simulate
+from sim.loop import MAX_EMPTY_STEPS, NO_ABORTS, simulate
 from tests.sim.plans import make_plan
 
 
@@ -235,7 +235,7 @@ def test_scheduler_that_waits_is_asked_again_at_the_next_arrival_and_no_sooner()
 
 def test_endless_plans_that_compute_nothing_break_law_6() -> None:
     with pytest.raises(LawBroken, match=r"law 6: .* steps in a row computed no token"):
-        script([make_plan()] * (MAX_BARREN_STEPS + 1), [spec("a", 0)])
+        script([make_plan()] * (MAX_EMPTY_STEPS + 1), [spec("a", 0)])
 
 
 def test_a_duplicate_request_is_refused_and_the_others_go_on() -> None:
