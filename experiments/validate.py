@@ -257,8 +257,8 @@ def main(config: DictConfig, directory: Path) -> None:
     overrides = HydraConfig.get().overrides.task
     check_no_choice_is_lost(config, overrides)
     # A bad workload is told now, not after the calibration.
-    check_loads(config, overrides)
     check_comparable(build(config.workload).requests(config.limits.max_model_len))
+    check_loads(config, overrides)
     build(config.tolerance)
     engine = stage_from_config(config)
     calibration = Calibration.from_config(config, engine)

@@ -127,12 +127,6 @@ def test_zero_rate(cli: Cli) -> None:
     assert error.startswith("error: workload.rate_per_s is 0: must be a number, above 0, or null")
 
 
-def test_load_of_zero(cli: Cli) -> None:
-    finished = cli(validate.main, "load=0")
-    assert finished.code == 1
-    assert finished.err.startswith("error: load is 0")
-
-
 def test_checkpoint_directory_without_weights(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     error = refused(cli, "backend=torch", "model=checkpoint", f"model.path={tmp_path}")

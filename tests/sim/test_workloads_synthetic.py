@@ -150,7 +150,7 @@ def test_another_rate_leaves_the_lengths_as_they_were() -> None:
     assert [s.arrival_ns for s in slow] == pytest.approx([4 * f.arrival_ns for f in fast], rel=1e-6)
 
 
-NEED_A_FILE = ("azure", "csv", "mooncake", "prompts", "sharegpt", "sharegpt_json")
+NEED_A_FILE = ("csv", "mooncake", "prompts", "sharegpt", "sharegpt_json")
 
 
 def test_every_shipped_workload_is_here() -> None:
@@ -166,7 +166,7 @@ def test_shipped_workloads_work_offline_or_say_which_file_they_need(name: str, w
             workload.requests(window)
         return
     specs = workload.requests(window)
-    assert len(specs) == workload.num_requests
+    assert len(specs) == (workload.num_requests or 2000), "of Azure's trace, the rows that come with it"
     assert specs == sorted(specs, key=lambda spec: (spec.arrival_ns, spec.request_id))
     assert specs[0].arrival_ns == 0
     assert max(spec.length_limit(window) for spec in specs) <= window
