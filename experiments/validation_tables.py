@@ -37,15 +37,14 @@ def comparison_table(comparison: pd.DataFrame, load: float | None, policy: str) 
     for row in rows.to_dict("records"):
         metric = row["metric"]
         name = label(metric) + (f", {unit(metric)}" if unit(metric) else "")
+        values = ("error", "error_half", "unbiased", "half", "undrifted")
+        # A few preemptions more or less are large errors that say little: counts are shown side by side.
+        shown = [percent(row[v], signed="half" not in v) if row["answer"] else "-" for v in values]
         table.add_row(
             name.replace(" latency", "").removeprefix("output throughput, "),
             number(metric, row["simulated"]),
             number(metric, row["measured"]),
-            percent(row["error"], signed=True),
-            percent(row["error_half"]),
-            percent(row["unbiased"], signed=True),
-            percent(row["half"]),
-            percent(row["undrifted"], signed=True),
+            *shown,
             percent(row["spread"]),
             percent(row["ensemble"]),
             ANSWERS.get(row["answer"], row["answer"]),
