@@ -83,6 +83,6 @@ class FitReport:
         if self.median_abs_error <= MAX_MEDIAN_ERROR:
             return None
         return (
-            f"the calibration's own steps differ from the fitted ones by {self.median_abs_error:.0%} in the "
+            f"the calibration's own steps differ from the fitted ones by {self.median_abs_error:.1%} in the "
             f"median, above {MAX_MEDIAN_ERROR:.0%}: calibrate again on a quieter machine"
         )
