@@ -30,7 +30,7 @@ from experiments.errors import entry_point
 from experiments.options import CalibrateOptions
 from experiments.output import print_files, print_line, stdout_console
 from experiments.samples import StepSamples
-from experiments.twin import twin_command
+from experiments.twin_command import twin_command
 from experiments.worlds import MakePolicies, Run, Stage
 from sim.cost.base import StepFeatures
 from sim.cost.fit import fit

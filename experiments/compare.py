@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from engine.telemetry.agreement import half_width, pooled_std, relative_error, spread
-from experiments.trials import Cell
+from experiments.campaign import Cell
 from experiments.verdict import HOLDS_CONFIDENCE, OFF_LEVEL, Tolerance, told
 
 Summary = Mapping[str, float]

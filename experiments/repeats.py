@@ -8,7 +8,8 @@ from itertools import groupby
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from engine.telemetry.agreement import half_width
 
 SEED = "seed"
 CONFIDENCE = 0.95
@@ -34,8 +35,9 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(np.nan, np.nan, 0)
     if num == 1:
         return Estimate(float(sample[0]), np.nan, 1)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, num - 1))
-    return Estimate(float(sample.mean()), quantile * float(sample.std(ddof=1)) / num**0.5, num)
+    return Estimate(
+        float(sample.mean()), half_width(float(sample.std(ddof=1)), num - 1, num, CONFIDENCE), num
+    )
 
 
 def varied(table: pd.DataFrame) -> list[str]:

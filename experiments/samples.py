@@ -51,9 +51,9 @@ class StepSamples:
             self.periods_ns.append(now_ns - self._start_ns)
             self._start_ns = None
 
-    def bias(self, cost: CostModel, pace: float = 1.0) -> float:
-        """(priced x pace - measured) / measured of all periods together."""
-        return pace * sum(self.priced_ns(cost)) / sum(self.periods_ns) - 1
+    def bias(self, cost: CostModel) -> float:
+        """(priced - measured) / measured of all periods together."""
+        return sum(self.priced_ns(cost)) / sum(self.periods_ns) - 1
 
     def priced_ns(self, cost: CostModel) -> list[float]:
         """What a cost model says of each step."""

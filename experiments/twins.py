@@ -10,10 +10,10 @@ import pandas as pd
 from engine.core.backend import Capacity
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
+from experiments.campaign import Cell, CellRun
 from experiments.compare import Repeat, Summary
 from experiments.output import Wanted
 from experiments.samples import StepSamples, by_kind
-from experiments.trials import Cell, Trial
 from experiments.worlds import Run, Stage
 from sim.backend import SimulatedBackend
 from sim.cost.base import CostModel
@@ -57,14 +57,14 @@ class Twins:
         return [self.summary(cell, cost, Rerun(kinds, rng)) for rng in rngs]
 
 
-def biases(trials: Sequence[Trial], cost: CostModel) -> dict[int, float]:
+def biases(cell_runs: Sequence[CellRun], cost: CostModel) -> dict[int, float]:
     """The error that all step times of a repeat have in common, by repeat: (priced - measured) / measured."""
-    repeats = sorted({trial.repeat for trial in trials})
-    return {r: StepSamples.joined(t.samples for t in trials if t.repeat == r).bias(cost) for r in repeats}
+    repeats = sorted({cell_run.repeat for cell_run in cell_runs})
+    return {r: StepSamples.joined(t.samples for t in cell_runs if t.repeat == r).bias(cost) for r in repeats}
 
 
 def repeats_of(
-    trials: Sequence[Trial],
+    cell_runs: Sequence[CellRun],
     twins: Twins,
     measured: Sequence[Summary],
     cost: CostModel,
@@ -73,31 +73,32 @@ def repeats_of(
 ) -> list[Repeat]:
     """Each measured run beside its twins.
 
-    `paces` says for each trial how slow the machine was, and `undrifted_cost` is the fit at pace 1.
+    `paces` says for each cell_run how slow the machine was, and `undrifted_cost` is the fit at pace 1.
     """
-    bias = biases(trials, cost)
-    as_it_is = {trial.cell: twins.summary(trial.cell, cost) for trial in trials}
+    bias = biases(cell_runs, cost)
+    cells = dict.fromkeys(cell_run.cell for cell_run in cell_runs)
+    as_it_is = {cell: twins.summary(cell, cost) for cell in cells}
     return [
         Repeat(
-            trial.cell,
+            cell_run.cell,
             summary,
-            as_it_is[trial.cell],
-            twins.summary(trial.cell, cost, steady(1 / (1 + bias[trial.repeat]))),
-            twins.summary(trial.cell, undrifted_cost, steady(pace)),
+            as_it_is[cell_run.cell],
+            twins.summary(cell_run.cell, cost, steady(1 / (1 + bias[cell_run.repeat]))),
+            twins.summary(cell_run.cell, undrifted_cost, steady(pace)),
         )
-        for trial, summary, pace in zip(trials, measured, paces, strict=True)
+        for cell_run, summary, pace in zip(cell_runs, measured, paces, strict=True)
     ]
 
 
-def residuals(trials: Sequence[Trial], cost: CostModel) -> pd.DataFrame:
+def residuals(cell_runs: Sequence[CellRun], cost: CostModel) -> pd.DataFrame:
     """What is left of the error of the step times when the bias is out, by kind of step.
 
     One row a kind and repeat: kind, repeat, num_steps, residual = (priced - measured) / measured.
     """
-    bias = biases(trials, cost)
+    bias = biases(cell_runs, cost)
     rows = []
     for repeat in bias:
-        samples = StepSamples.joined(trial.samples for trial in trials if trial.repeat == repeat)
+        samples = StepSamples.joined(cell_run.samples for cell_run in cell_runs if cell_run.repeat == repeat)
         priced = by_kind(samples.steps, [ns / (1 + bias[repeat]) for ns in samples.priced_ns(cost)])
         periods = by_kind(samples.steps, [float(ns) for ns in samples.periods_ns])
         for name in (name for name in KINDS if name in priced):

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine.telemetry.agreement import half_width, kendall_tau, pooled_std, winner
+from experiments.campaign import CellRun
 from experiments.tables import label, number, percent, plain_table, unit
-from experiments.trials import Trial
 from experiments.verdict import HOLDS_CONFIDENCE
 from sim.cost.base import CostModel
 
@@ -82,7 +82,7 @@ def winners_table(
 
 
 def engine_table(
-    trials: Sequence[Trial], replayed: Mapping[str, bool], cost: CostModel, paces: Sequence[float]
+    cell_runs: Sequence[CellRun], replayed: Mapping[str, bool], cost: CostModel, paces: Sequence[float]
 ) -> Table:
     """Each run of the engine: does a fresh core plan the same, and how does the cost model price its steps.
 
@@ -92,13 +92,13 @@ def engine_table(
     table = plain_table(
         "the engine's runs", "run", "plans", "replayed", "step times, error %", "machine slower by %"
     )
-    for trial, pace in zip(trials, paces, strict=True):
-        name = trial.folder.name
+    for cell_run, pace in zip(cell_runs, paces, strict=True):
+        name = cell_run.folder.name
         table.add_row(
             escape(name),
-            f"{len(trial.outcome.log.steps):,}",
+            f"{len(cell_run.outcome.log.steps):,}",
             "byte-equal" if replayed[name] else "[red]DIFFERENT[/red]",
-            percent(trial.samples.bias(cost), signed=True),
+            percent(cell_run.samples.bias(cost), signed=True),
             percent(pace - 1, signed=True),
         )
     return table

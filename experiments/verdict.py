@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
 import pandas as pd
 
 from engine.core.fields import Positive, check_fields
-from engine.telemetry.agreement import half_width
+from engine.telemetry.agreement import half_width, pooled_std
 from experiments.tables import label, percent
 
 HOLDS_CONFIDENCE = 0.90
@@ -80,9 +81,8 @@ def judge(
     reason to fail whatever the figures say, a doubt one not to pass.
     """
     failures, unclear = list(objections), list(doubts)
-    mean_bias = sum(bias) / len(bias)
-    spread = pd.Series(bias).std(ddof=1) if len(bias) > 1 else 0.0
-    halves = [half_width(spread, len(bias) - 1, len(bias), c) for c in (HOLDS_CONFIDENCE, 1 - OFF_LEVEL)]
+    mean_bias, noise = fmean(bias), pooled_std([bias])
+    halves = [half_width(*noise, len(bias), confidence) for confidence in (HOLDS_CONFIDENCE, 1 - OFF_LEVEL)]
     text = f"the step bias is {percent(mean_bias, signed=True)} ± {percent(halves[0])} %"
     text += f" (limit {percent(tolerance.step_bias)} %)"
     answer = told(mean_bias, tolerance.step_bias, *halves)

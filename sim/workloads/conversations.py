@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.core.fields import Natural, Positive
 from sim.workloads.base import Rows, WorkloadError
-from sim.workloads.table import open_trace
+from sim.workloads.table import not_json, open_trace
 from sim.workloads.text import Tokenizer
 from sim.workloads.timeless import Timeless
 
@@ -104,9 +104,7 @@ def _conversations(file: TextIO) -> Sequence[object]:
     try:
         everything = json.load(file)
     except json.JSONDecodeError as error:
-        raise WorkloadError(
-            f"{file.name}, line {error.lineno}: not JSON: {error.msg} at character {error.colno}"
-        ) from None
+        raise not_json(file.name, error.lineno, error) from None
     if not isinstance(everything, list):
         raise WorkloadError(f"{file.name}: not a JSON list of conversations")
     return everything

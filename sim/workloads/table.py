@@ -101,9 +101,7 @@ def json_records(file: TextIO, fields: Iterable[str]) -> Iterator[Record]:
         try:
             cells = json.loads(text)
         except json.JSONDecodeError as error:
-            raise WorkloadError(
-                f"{file.name}, line {line}: not JSON: {error.msg} at character {error.colno}"
-            ) from None
+            raise not_json(file.name, line, error) from None
         if not isinstance(cells, dict):
             raise WorkloadError(f"{file.name}, line {line}: not a JSON object")
         missing = [name for name in names if name not in cells]
@@ -113,6 +111,11 @@ def json_records(file: TextIO, fields: Iterable[str]) -> Iterator[Record]:
                 f"fields found: {', '.join(cells) or 'none'}"
             )
         yield Record(line, cells)
+
+
+def not_json(path: str, line: int, error: json.JSONDecodeError) -> WorkloadError:
+    """What to raise where a file holds something else than JSON."""
+    return WorkloadError(f"{path}, line {line}: not JSON: {error.msg} at character {error.colno}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from engine.telemetry.runlog import read_run
 from experiments import calibrate, run, validate
 from experiments.compare import METRICS
 from experiments.compose import CONF, contenders_from_config
+from experiments.validation import FIRST_FIT
 from experiments.verdict import Answer
 from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
@@ -227,14 +228,14 @@ def test_contenders_that_weigh_costs_weigh_the_first_fit(cli: Cli) -> None:
     )
     finished = cli(validate.main, *SMALL, *contenders, "num_repeats=1", "loads=[1.5]", "num_ensemble=2")
     assert finished.code == 0, finished.err
-    first = Fitted.load(cli.directory / validate.FIRST_FIT)
+    first = Fitted.load(cli.directory / FIRST_FIT)
     for kind in ("measured-1", "simulated"):
         header = (
             (cli.directory / f"cheapest-load-1.5-{kind}" / "journal.jsonl").read_text().partition("\n")[0]
         )
         assert repr(first) in header, kind
         config = OmegaConf.load(cli.directory / f"cheapest-load-1.5-{kind}" / "config.yaml")
-        assert config.contenders.cheapest.restore.cost.path == str(cli.directory / validate.FIRST_FIT)
+        assert config.contenders.cheapest.restore.cost.path == str(cli.directory / FIRST_FIT)
     assert finished.out.count("byte-equal") == 1
 
 

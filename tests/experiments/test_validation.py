@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration
 from experiments.compose import build, contenders_from_config, served_model
-from experiments.validate import Findings, evaluate, measure
+from experiments.validation import Findings, evaluate, measure
 from experiments.verdict import Answer
 from experiments.worlds import Stage
 from sim.backend import SimulatedBackend
@@ -76,8 +75,8 @@ def validated(directory: Path, pace: Pace, *overrides: str) -> Findings:
     contenders = contenders_from_config(config, config.calibration.contenders)
     model = described(**served_model(config))
     calibration = Calibration(engine, limits, model, 1e-4, contenders, workloads, config.calibration.probe)
-    config, _, measured = measure(config, engine, calibration, directory, Console(quiet=True))
-    summaries = [summarize(trial.outcome.log, {}) for trial in measured.trials]
+    config, _, measured = measure(config, engine, calibration, directory, lambda load, workload: None)
+    summaries = [summarize(cell_run.outcome.log, {}) for cell_run in measured.cell_runs]
     return evaluate(config, capacity, measured, summaries)
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.campaign import Cell
 from experiments.compare import METRICS, Repeat, compare
-from experiments.trials import Cell
 from experiments.verdict import Answer, Tolerance, judge
 
 CELLS = [Cell(load, policy) for load in (0.7, 1.5) for policy in ("swap", "recompute")]

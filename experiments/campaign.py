@@ -27,7 +27,7 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class CellRun:
     """One run, and what was seen of it."""
 
     cell: Cell
@@ -42,13 +42,13 @@ class Trial:
     """The block of the probe within which the engine ran."""
 
 
-def play(stage: Stage, run: Run, cell: Cell, name: str, directory: Path) -> Trial:
+def play(stage: Stage, run: Run, cell: Cell, name: str, directory: Path) -> CellRun:
     """One cell in one world, with a folder of its own."""
     folder = directory / f"{cell.name}-{name}"
     folder.mkdir(parents=True)
     samples = StepSamples()
     watched = replace(run, title=folder.name, journal_path=folder / JOURNAL, observers=(samples,))
-    return Trial(cell, folder, run, stage.play(watched), samples)
+    return CellRun(cell, folder, run, stage.play(watched), samples)
 
 
 class Campaign:
@@ -70,17 +70,17 @@ class Campaign:
         self._calibration.round()
         self.probe.measure()
 
-    def execute(self, runs: dict[Cell, Run], num_repeats: int, directory: Path) -> list[Trial]:
+    def execute(self, runs: dict[Cell, Run], num_repeats: int, directory: Path) -> list[CellRun]:
         """Every cell once a repeat, another one first each time, and calibration after each repeat."""
-        trials = []
+        cell_runs = []
         for repeat in range(1, num_repeats + 1):
             for cell in rotated(list(runs), repeat - 1):
                 block = self.probe.next_block
-                trial = play(self._stage, runs[cell], cell, f"measured-{repeat}", directory)
+                cell_run = play(self._stage, runs[cell], cell, f"measured-{repeat}", directory)
                 self.probe.measure()
-                trials.append(replace(trial, repeat=repeat, block=block))
+                cell_runs.append(replace(cell_run, repeat=repeat, block=block))
             self.calibrate()
-        return trials
+        return cell_runs
 
     @property
     def round_paces(self) -> list[float]:
