@@ -109,8 +109,18 @@ def write_figure(table: pd.DataFrame, folder: Path, columns: Sequence[str]) -> l
     from experiments.figures.style import save  # matplotlib is slow to import
     from experiments.figures.sweep import sweep_figure
 
-    figure = sweep_figure(table, [metric for metric in columns if metric not in OF_THE_WORKLOAD])
+    metrics = [metric for metric in columns if metric not in OF_THE_WORKLOAD]
+    figure = sweep_figure(table, metrics, title(table, folder))
     return [] if figure is None else [save(figure, folder / FIGURE)]
+
+
+def title(table: pd.DataFrame, folder: Path) -> str:
+    """Model, hardware (or device) and workload of the runs; what differs from run to run is left out."""
+    path = folder / str(table.index[0]) / HYDRA / "hydra.yaml"
+    choices = OmegaConf.load(path).hydra.runtime.choices if path.exists() else {}
+    shared = {name: value for name, value in choices.items() if value and name not in varied(table)}
+    machine = " on ".join(str(shared[name]) for name in ("model", "hardware") if name in shared)
+    return ", ".join(filter(None, (machine, str(shared.get("workload", "")))))
 
 
 def columns_of(folder: Path) -> list[str]:

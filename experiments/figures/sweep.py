@@ -22,7 +22,7 @@ MAX_LEGEND_CHARACTERS = 90
 POINTS_ASIDE = 3
 
 
-def sweep_figure(table: pd.DataFrame, metrics: Sequence[str]) -> Figure | None:
+def sweep_figure(table: pd.DataFrame, metrics: Sequence[str], title: str = "") -> Figure | None:
     """Up to three metrics of a gathered sweep, with 95 % intervals where points have several seeds.
 
     None if nothing was completed. What varies beside the axis is one line a combination of values.
@@ -36,7 +36,8 @@ def sweep_figure(table: pd.DataFrame, metrics: Sequence[str]) -> Figure | None:
     lines = by(means, [axis for axis in axes_names if axis != x])
     looks = policy_looks([_name(key) for key in lines])
     with rc_context(STYLE):
-        figure = Figure(figsize=(max(3.6, 2.5 * len(shown)), 2.9), layout="constrained")
+        figure = Figure(figsize=(max(3.6, 2.5 * len(shown)), 3.1), layout="constrained")
+        figure.suptitle(title)
         for axes, metric in zip(np.ravel(figure.subplots(1, len(shown))), shown, strict=True):
             factor = 100.0 if unit(metric) == "%" else 1.0
             for index, (key, rows) in enumerate(lines.items()):
@@ -47,7 +48,8 @@ def sweep_figure(table: pd.DataFrame, metrics: Sequence[str]) -> Figure | None:
                 if x is None:
                     _bar(axes, index, y, error, _name(key), look["color"])
                 else:
-                    look["transform"] = _aside(axes, index - (len(lines) - 1) / 2)
+                    if error is not None:
+                        look["transform"] = _aside(axes, index - (len(lines) - 1) / 2)
                     _line(axes, mine[x].to_numpy(dtype=float), y, error, _name(key), look)
             _finish(axes, means[means["metric"] == metric], x, factor)
             axes.set_ylabel(f"{label(metric)} ({unit(metric)})" if unit(metric) else label(metric))

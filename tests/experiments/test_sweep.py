@@ -167,9 +167,25 @@ def test_the_figure_has_a_line_a_choice_over_the_first_number_and_intervals_of_t
 def test_without_a_number_there_are_bars_and_without_a_run_no_figure() -> None:
     run = {"rate": "1", "seed": "0", "x": 1.0}
     table = gathered(*({"restore": name, **run} for name in ("swap", "recompute")))
-    figure = sweep_figure(table, ["x"])
+    figure = sweep_figure(table, ["x"], "a title")
     assert figure is not None and len(figure.axes[0].patches) == 2
+    assert figure.get_suptitle() == "a title"
     assert sweep_figure(table, ["y"]) is None
+
+
+def test_points_without_intervals_stand_where_they_belong() -> None:
+    """Lines are moved apart for the sake of their intervals only."""
+    rows = [
+        {"restore": name, "rate": rate, "x": float(rate)} for name in ("swap", "recompute") for rate in "24"
+    ]
+    alone = gathered(*({**row, "seed": "0"} for row in rows))
+    several = gathered(*({**row, "seed": seed, "x": float(seed)} for row in rows for seed in "01"))
+    for table, is_moved in ((alone, False), (several, True)):
+        figure = sweep_figure(table, ["x"])
+        assert figure is not None
+        (axes,) = figure.axes
+        places = [bars.lines[0].get_transform().transform((2, 2)) for bars in axes.containers]
+        assert (places[0].tolist() != places[1].tolist()) is is_moved
 
 
 def test_no_figure_of_the_table_is_cut() -> None:
