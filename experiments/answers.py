@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from engine.core.backend import RequestSpec
-from engine.core.plan import Event, StepPlan, StepResult
+from engine.core.events import Event
+from engine.core.plan import StepPlan, StepResult
+from engine.core.spec import RequestSpec
 from sim.workloads.base import Prompts
 
 ANSWERS = "outputs.jsonl"

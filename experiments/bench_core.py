@@ -18,10 +18,9 @@ from itertools import count, cycle, islice
 from rich.console import Console
 from rich.table import Table
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.plan import StepResult
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Limits, Order, Policies
+from engine.core.policies.base import Order, Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs, Priority
 from engine.core.policies.reservation import OnDemand
@@ -29,6 +28,7 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Capacity, Limits, RequestSpec
 
 BLOCK_SIZE = 16
 NS_PER_MS = 1_000_000

@@ -22,9 +22,8 @@ from omegaconf import DictConfig
 from rich import box
 from rich.table import Table
 
-from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits
+from engine.core.spec import Limits, RequestSpec
 from experiments.compose import build, contenders_from_config, served_model, stage_from_config
 from experiments.errors import entry_point
 from experiments.options import CalibrateOptions

@@ -13,10 +13,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from engine.core.backend import RequestSpec, Sampling
 from engine.core.errors import UserError
-from engine.core.plan import EventKind
-from engine.core.policies.base import Limits, Policies
+from engine.core.events import EventKind
+from engine.core.policies.base import Policies
+from engine.core.spec import Limits, RequestSpec, Sampling
 from experiments.compose import CONF, policies_from_config
 from experiments.fuzz_models import (
     NAMES,

@@ -20,10 +20,11 @@ from random import Random
 
 from rich.progress import Progress
 
-from engine.core.backend import RequestSpec
+from engine.core.events import ENDINGS, Event, EventKind
 from engine.core.journal import replay
-from engine.core.plan import ENDINGS, Event, EventKind, StepPlan, StepResult
+from engine.core.plan import StepPlan, StepResult
 from engine.core.serving import Serving
+from engine.core.spec import RequestSpec
 from engine.runtime.backend import TorchBackend
 from experiments.fuzz_cases import Case, FuzzFailed, Setting, random_cases, random_setting
 from experiments.fuzz_models import VOCAB_SIZE

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from engine.core.plan import EventKind
+from engine.core.events import EventKind
 from engine.runtime.model import LoadedModel, prepare
 
 WINDOW = 64

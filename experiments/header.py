@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields, replace
 
 from omegaconf import DictConfig, OmegaConf
 
-from engine.core.backend import Capacity
 from engine.core.policies.base import Policies
+from engine.core.spec import Capacity
 from sim.workloads.base import Prepared
 
 AXES = tuple(field.name for field in fields(Policies))

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 from omegaconf import DictConfig
 
-from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits
+from engine.core.spec import Limits, RequestSpec
 from experiments.compose import build
 from experiments.worlds import MakePolicies, Run, Stage
 from sim.workloads.base import Prepared

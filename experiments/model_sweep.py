@@ -24,10 +24,10 @@ import torch
 import transformers
 from pagedkv.markdown import table
 
-from engine.core.backend import RequestSpec
-from engine.core.plan import Event, StepPlan, StepResult
+from engine.core.events import Event
+from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FirstChunk
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
@@ -35,6 +35,7 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Limits, RequestSpec
 from engine.runtime.backend import TorchBackend
 from engine.runtime.checkpoint import in_one_line
 from engine.runtime.clock import VirtualClock

@@ -11,18 +11,11 @@ from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
 
-from engine.core.backend import Backend, Capacity
+from engine.core.backend import Backend
 from engine.core.errors import UserError
 from engine.core.fields import AtLeast, Count, Natural, NonNegative, Positive
-from engine.core.policies.base import (
-    Admission,
-    Batching,
-    Limits,
-    Order,
-    Reservation,
-    Restore,
-    Victim,
-)
+from engine.core.policies.base import Admission, Batching, Order, Reservation, Restore, Victim
+from engine.core.spec import Capacity, Limits
 from engine.telemetry.schema import World
 from engine.telemetry.window import Measure
 from experiments.verdict import Tolerance

@@ -19,9 +19,8 @@ from random import Random
 from rich import box
 from rich.table import Table
 
-from engine.core.backend import RequestSpec, Sampling
 from engine.core.plan import Batch, Chunk, PoolState, StepPlan, TableUpdate
-from engine.core.policies.base import Limits
+from engine.core.spec import Limits, RequestSpec, Sampling
 from engine.runtime.backend import TorchBackend
 from engine.runtime.memory import peak_bytes
 from engine.runtime.model import load_dummy

@@ -9,8 +9,9 @@ from time import monotonic
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from engine.core.backend import RequestSpec
-from engine.core.plan import ENDINGS, Event, StepPlan, StepResult
+from engine.core.events import ENDINGS, Event
+from engine.core.plan import StepPlan, StepResult
+from engine.core.spec import RequestSpec
 
 SILENT_S = 2.0
 REFRESH_S = 0.5

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engine.core.backend import RequestSpec
-from engine.core.plan import Event, StepPlan, StepResult
+from engine.core.events import Event
+from engine.core.plan import StepPlan, StepResult
+from engine.core.spec import RequestSpec
 from sim.cost.base import CostModel, StepFeatures, features
 from sim.cost.kinds import kind
 

@@ -14,11 +14,12 @@ from random import Random
 
 from rich.progress import Progress
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.events import ENDINGS
 from engine.core.laws import LawBroken, LawfulScheduler
-from engine.core.plan import ENDINGS, FinishReason, PreemptionKind
-from engine.core.policies.base import Limits, Policies
+from engine.core.plan import FinishReason, PreemptionKind
+from engine.core.policies.base import Policies
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Capacity, Limits, RequestSpec
 from experiments.trial import Trial, every_combination
 
 MakeScheduler = Callable[[Capacity, Limits, Policies], Scheduler]

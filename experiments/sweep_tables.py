@@ -13,8 +13,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
+from engine.core.spec import Capacity
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog

@@ -12,9 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.laws import LawBroken
 from engine.core.plan import Chunk, Finish, FinishReason, PreemptionKind, StepPlan, StepResult, TransferKind
+from engine.core.spec import Capacity, RequestSpec
 
 MAX_POSITIONS = 1 << 16
 MAX_SEQS = 1 << 8

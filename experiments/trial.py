@@ -8,19 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from itertools import product
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.events import ENDINGS, Event
 from engine.core.laws import LawBroken
-from engine.core.plan import ENDINGS, Event, StepPlan
+from engine.core.plan import StepPlan
 from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
-from engine.core.policies.base import (
-    Admission,
-    Batching,
-    Order,
-    Policies,
-    Reservation,
-    Restore,
-    Victim,
-)
+from engine.core.policies.base import Admission, Batching, Order, Policies, Reservation, Restore, Victim
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.order import Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
@@ -29,6 +21,7 @@ from engine.core.policies.victim import LastAdmitted, LowestPriority
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Flight, Serving
+from engine.core.spec import Capacity, RequestSpec
 from experiments.symbolic import SymbolicBackend
 
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from engine.core.backend import Capacity
+from engine.core.spec import Capacity
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
 from experiments.campaign import Cell, CellRun

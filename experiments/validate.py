@@ -29,8 +29,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
+from engine.core.spec import RequestSpec
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration, coefficient_table, write_calibration
 from experiments.campaign import CellRun, play

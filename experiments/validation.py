@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import DictConfig
 
-from engine.core.backend import Capacity
+from engine.core.spec import Capacity
 from experiments.calibrate import Calibration, provenance
 from experiments.campaign import Campaign, Cell, CellRun
 from experiments.compare import Summary, compare

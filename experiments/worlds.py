@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
-from engine.core.backend import Backend, Capacity, RequestSpec
+from engine.core.backend import Backend
 from engine.core.journal import JournaledScheduler, replay
 from engine.core.laws import LawfulScheduler
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Observer, Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from operator import add, ge, sub
 from typing import cast
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
 from engine.core.fields import Count, check_value
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
+from engine.core.spec import Capacity, RequestSpec
 from sim.cost.base import CostModel, Extrapolation, MeasuredCostModel, StepFeatures, features
 from sim.pace import Pace
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
 from engine.core.fields import Count, Natural, Positive, Share, check_fields
+from engine.core.spec import Capacity
 
 DataType = Literal["float32", "bfloat16", "float16", "float8_e4m3"]
 BYTES_PER_ELEMENT: Mapping[DataType, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1}

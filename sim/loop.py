@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 
 from simpy import Environment, Event
 
-from engine.core.backend import RequestSpec
 from engine.core.laws import LawBroken
 from engine.core.serving import Serving
+from engine.core.spec import RequestSpec
 
 FOREVER_NS = 1 << 62
 MAX_EMPTY_STEPS = 1000

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
-from engine.core.plan import Event, Finish, FinishReason, StepPlan, StepResult
-from engine.core.policies.base import Limits, Policies
+from engine.core.events import Event
+from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
+from engine.core.policies.base import Policies
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Capacity, Limits, RequestSpec
 
 VERSION = 1
 

@@ -6,10 +6,10 @@ The tables themselves lie in `Request.tables`; only this class changes them.
 
 from __future__ import annotations
 
-from engine.core.backend import Capacity
 from engine.core.blocks import BlockPool
 from engine.core.plan import TableUpdate, Transfer, TransferKind
 from engine.core.request import Request
+from engine.core.spec import Capacity
 
 
 class KVCache:

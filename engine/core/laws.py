@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from engine.core.backend import Capacity
 from engine.core.blocks import BlockPool
-from engine.core.plan import ENDINGS, Event, StepPlan, StepResult
-from engine.core.policies.base import Limits, Policies
+from engine.core.events import ENDINGS, Event
+from engine.core.plan import StepPlan, StepResult
+from engine.core.policies.base import Policies
 from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Capacity, Limits
 
 MAX_STEPS_WITHOUT_TOKEN = 3
 """Law 6: a step may go to a preemption, the next to a rejection, but not more of them in a row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from engine.core.backend import RequestSpec
+from engine.core.spec import RequestSpec
 
 
 class Status(StrEnum):

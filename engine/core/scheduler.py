@@ -15,13 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from engine.core import answers
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
+from engine.core.events import Event, EventKind
 from engine.core.kv_cache import KVCache
 from engine.core.plan import (
     Batch,
-    Event,
-    EventKind,
     Finish,
     FinishReason,
     PreemptionKind,
@@ -30,9 +28,10 @@ from engine.core.plan import (
     StepResult,
     TableUpdate,
 )
-from engine.core.policies.base import AgeingOrder, Limits, Policies
+from engine.core.policies.base import AgeingOrder, Policies
 from engine.core.queues import Queue, waiting_queue
 from engine.core.request import Request, Status
+from engine.core.spec import Capacity, Limits
 from engine.core.step import Step
 
 RUNNING = Status.RUNNING

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from engine.core.backend import Backend, LeapingBackend, RequestSpec
+from engine.core.backend import Backend, LeapingBackend
 from engine.core.errors import UserError
-from engine.core.plan import ENDINGS, Event, StepPlan, StepResult
+from engine.core.events import ENDINGS, Event
+from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from engine.core.spec import RequestSpec
 
 
 class Observer(Protocol):

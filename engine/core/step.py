@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine.core import answers
+from engine.core.events import EventKind
 from engine.core.plan import (
     Batch,
     Chunk,
-    EventKind,
     PoolState,
     Preemption,
     PreemptionKind,
@@ -22,8 +22,8 @@ from engine.core.request import Request, Status
 
 if TYPE_CHECKING:
     from engine.core.kv_cache import KVCache
-    from engine.core.policies.base import Limits
     from engine.core.scheduler import Scheduler
+    from engine.core.spec import Limits
 
 
 class Step:

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from pagedkv import KVLayout, PagedAttention, Piece, StepLimits
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
 from engine.core.fields import Count, Natural, Share
 from engine.core.plan import Chunk, Finish, FinishReason, StepPlan, StepResult, Transfer
-from engine.core.policies.base import Limits
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.runtime.kernels import Kernels, Reference
 from engine.runtime.memory import device_memory, peak_bytes
 from engine.runtime.model import LoadedModel

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from engine.core.backend import RequestSpec
 from engine.core.serving import Serving
+from engine.core.spec import RequestSpec
 from engine.runtime.clock import Clock
 
 

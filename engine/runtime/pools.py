@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from pagedkv import KVLayout
 
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
 from engine.core.plan import Transfer, TransferKind
+from engine.core.spec import Capacity
 from engine.runtime.kernels import Kernels
 from engine.runtime.memory import device_memory
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from pagedkv import Piece, batch_order
 
-from engine.core.backend import Sampling
 from engine.core.plan import Transfer, TransferKind
-from engine.core.policies.base import Limits
+from engine.core.spec import Limits, Sampling
 from engine.runtime.memory import DeviceMemory
 from engine.runtime.sampler import Draw
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from engine.core.backend import RequestSpec, Sampling
 from engine.core.plan import FinishReason
+from engine.core.spec import RequestSpec, Sampling
 
 
 class Draw(NamedTuple):

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from pagedkv import Piece, batch_order
 
-from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
 from engine.core.plan import Chunk, TableUpdate
+from engine.core.spec import RequestSpec
 
 
 def dummy_prompt(seed: int, request_id: str, num_tokens: int, vocab_size: int) -> list[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engine.core.backend import RequestSpec
-from engine.core.plan import Chunk, EventKind, Preemption, PreemptionKind, Transfer, TransferKind
+from engine.core.events import EventKind
+from engine.core.plan import Chunk, Preemption, PreemptionKind, Transfer, TransferKind
+from engine.core.spec import RequestSpec
 from engine.telemetry.schema import Phase
 
 

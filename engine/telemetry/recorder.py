@@ -10,18 +10,9 @@ from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 
-from engine.core.backend import RequestSpec
-from engine.core.plan import (
-    ENDINGS,
-    Chunk,
-    Event,
-    EventKind,
-    Finish,
-    PreemptionKind,
-    StepPlan,
-    StepResult,
-    TransferKind,
-)
+from engine.core.events import ENDINGS, Event, EventKind
+from engine.core.plan import Chunk, Finish, PreemptionKind, StepPlan, StepResult, TransferKind
+from engine.core.spec import RequestSpec
 from engine.telemetry.record import RequestRecord
 from engine.telemetry.schema import PLANNED, Phase
 

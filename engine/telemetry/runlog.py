@@ -15,8 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
+from engine.core.spec import Capacity
 from engine.telemetry.columns import Column, request_column, step_column
 from engine.telemetry.frames import frames
 from engine.telemetry.recorder import Recorder

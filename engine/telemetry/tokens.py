@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core.plan import EventKind
+from engine.core.events import EventKind
 from engine.telemetry.recorder import Recorder
 
 Ints = NDArray[np.int64]

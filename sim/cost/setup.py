@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits
+from engine.core.spec import Capacity, Limits
 from sim.cost.records import record
 
 ORIGINS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
+from engine.core.spec import RequestSpec
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]

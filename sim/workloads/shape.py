@@ -8,8 +8,8 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from engine.core.backend import RequestSpec, Sampling
 from engine.core.fields import Count, Natural, NonNegative, Share, check_fields
+from engine.core.spec import RequestSpec, Sampling
 from sim.streams import stream
 from sim.workloads.base import IntArray, Labels, Prepared, Rows, WorkloadError
 from sim.workloads.transform import FITS

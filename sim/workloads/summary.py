@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from engine.core.backend import RequestSpec
+from engine.core.spec import RequestSpec
 from sim.workloads.arrivals import NS_PER_S, mean_rate_per_s
 from sim.workloads.base import FloatArray, WorkloadError
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.events import Event, EventKind
 from engine.core.laws import LawfulScheduler
-from engine.core.plan import Event, EventKind, Finish, FinishReason, StepPlan, StepResult
+from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
 from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Capacity, Limits, RequestSpec
 from experiments.trial import Trial
 
 DEFAULT = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand())

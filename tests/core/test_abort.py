@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.core.plan import EventKind
-from engine.core.policies.base import Limits
+from engine.core.events import EventKind
 from engine.core.policies.restore import Swap
 from engine.core.request import Status
+from engine.core.spec import Limits
 from experiments.trial import Trial
 from tests.core.build import drain, kinds, lawful, on_trial, spec, step
 

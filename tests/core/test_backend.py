@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec, Sampling
 from engine.core.errors import UserError
+from engine.core.spec import Capacity, RequestSpec, Sampling
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.core.plan import EventKind, FinishReason
+from engine.core.events import EventKind
+from engine.core.plan import FinishReason
 from experiments.trial import Trial
 from tests.core.build import drain, kinds, on_trial, spec, step
 

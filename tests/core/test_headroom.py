@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from engine.core.events import EventKind
 from engine.core.laws import LawfulScheduler, check_same_plans
-from engine.core.plan import EventKind, StepPlan
+from engine.core.plan import StepPlan
 from engine.core.policies.admission import Watermark
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs

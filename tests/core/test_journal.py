@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine.core.backend import Capacity
 from engine.core.journal import Divergence, JournaledScheduler, JournalError, replay
 from engine.core.policies.admission import Watermark
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import PrefillFirst
 from engine.core.policies.restore import Recompute, Swap
+from engine.core.spec import Capacity, Limits
 from experiments.soak import run_episode
 from experiments.trial import Trial, every_combination
 from tests.core.build import DEFAULT, drain, spec

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.kv_cache import KVCache
 from engine.core.plan import TableUpdate, Transfer, TransferKind
 from engine.core.request import Request
+from engine.core.spec import Capacity, RequestSpec
 
 
 def request(num_prompt_tokens: int, n: int = 1, name: str = "a") -> Request:

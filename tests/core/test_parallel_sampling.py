@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from engine.core.plan import Chunk, EventKind, TransferKind
-from engine.core.policies.base import Limits
+from engine.core.events import EventKind
+from engine.core.plan import Chunk, TransferKind
+from engine.core.spec import Limits
 from tests.core.build import drain, kinds, on_trial, spec, step
 
 

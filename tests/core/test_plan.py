@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine.core.backend import RequestSpec
 from engine.core.journal import plan_text
 from engine.core.plan import Batch, Chunk, PoolState, StepPlan
 from engine.core.request import Request
+from engine.core.spec import RequestSpec
 
 CHUNKS = [Chunk("a", 0, 4, (0,), ()), Chunk("b", 6, 1, (0, 1), (0, 1)), Chunk("c", 9, 1, (0,), (0,))]
 

@@ -6,10 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.kv_cache import KVCache
 from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
-from engine.core.policies.base import Limits
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.order import NS_PER_S, Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
@@ -17,6 +15,7 @@ from engine.core.policies.restore import Cheapest, Recompute, Swap, SwapIfSevera
 from engine.core.policies.victim import LastAdmitted, LowestPriority
 from engine.core.queues import Queue
 from engine.core.request import Request
+from engine.core.spec import Capacity, Limits, RequestSpec
 
 
 def request(name: str = "a", arrival_ns: int = 0, num_prompt_tokens: int = 4, **rest: Any) -> Request:

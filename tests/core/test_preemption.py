@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from engine.core.plan import EventKind, Preemption, PreemptionKind, TransferKind
-from engine.core.policies.base import Limits
+from engine.core.events import EventKind
+from engine.core.plan import Preemption, PreemptionKind, TransferKind
 from engine.core.policies.order import NS_PER_S, Priority
 from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
 from engine.core.policies.victim import LowestPriority
+from engine.core.spec import Limits
 from experiments.trial import Trial
 from tests.core.build import drain, kinds, on_trial, spec
 

@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from engine.core.backend import RequestSpec
 from engine.core.policies.base import Order
 from engine.core.policies.order import Fcfs, Priority
 from engine.core.queues import Queue, SortedQueue, waiting_queue
 from engine.core.request import Request
+from engine.core.spec import RequestSpec
 
 NS_PER_S = 1_000_000_000
 ORDERS: list[Order] = [Priority(), Priority(ageing_per_s=0.3), Fcfs(sorts=("waiting",))]

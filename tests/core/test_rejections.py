@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
-from engine.core.plan import EventKind
+from engine.core.events import EventKind
 from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
-from engine.core.policies.base import Limits
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.reservation import WholePrompt
 from engine.core.policies.restore import Recompute, Swap
+from engine.core.spec import Limits, RequestSpec
 from tests.core.build import drain, kinds, on_trial, spec
 
 TIGHT = Limits(max_num_seqs=4, max_num_batched_tokens=16, max_model_len=20)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.core.backend import Capacity
-from engine.core.plan import Chunk, EventKind, StepResult
-from engine.core.policies.base import Limits
+from engine.core.events import EventKind
+from engine.core.plan import Chunk, StepResult
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Capacity, Limits
 from tests.core.build import DEFAULT, commit, drain, kinds, lawful, on_trial, spec, step
 
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.errors import UserError
-from engine.core.plan import Event, EventKind, Finish, FinishReason, StepPlan, StepResult
-from engine.core.policies.base import Limits
+from engine.core.events import Event, EventKind
+from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from tests.core.build import lawful, spec
 
 

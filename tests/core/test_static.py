@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from engine.core.plan import EventKind, PreemptionKind, StepPlan
+from engine.core.events import EventKind
+from engine.core.plan import PreemptionKind, StepPlan
 from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
-from engine.core.policies.base import Limits
 from engine.core.policies.batching import Static
 from engine.core.policies.restore import Recompute, Swap
+from engine.core.spec import Limits
 from experiments.trial import Trial
 from tests.core.build import drain, kinds, on_trial, spec, step
 

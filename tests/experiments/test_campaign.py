@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
-from engine.core.policies.base import Limits
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration
 from experiments.campaign import Campaign, Cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.core.plan import ENDINGS
+from engine.core.events import ENDINGS
 from engine.runtime import kernels, sampler
 from engine.runtime.sequences import Sequences
 from experiments.fuzz_cases import FuzzFailed

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from hydra import compose, initialize_config_dir
 
-from engine.core.backend import Capacity
+from engine.core.spec import Capacity
 from experiments.compose import CONF, build
 from experiments.header import Header
 

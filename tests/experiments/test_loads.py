@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from engine.core.backend import Capacity
-from engine.core.policies.base import Limits
+from engine.core.spec import Capacity, Limits
 from experiments.compose import build, contenders_from_config, policies_maker
 from experiments.loads import slowest_per_s, workloads_at_loads
 from experiments.twins import simulated_stage

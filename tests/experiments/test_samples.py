@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.core.backend import Capacity, RequestSpec
-from engine.core.plan import Event, StepPlan, StepResult
+from engine.core.events import Event
+from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
@@ -15,6 +15,7 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.runtime.loop import serve
 from experiments.samples import StepSamples
 from sim.backend import SimulatedBackend

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from engine.core.backend import Capacity
 from engine.core.journal import replay
-from engine.core.policies.base import Limits
+from engine.core.spec import Capacity, Limits
 from engine.telemetry.runlog import read_run
 from experiments import calibrate, run, validate
 from experiments.compare import METRICS

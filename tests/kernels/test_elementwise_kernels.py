@@ -15,7 +15,7 @@ from pagedkv.sampling import kept_reference, sample
 from pagedkv.swiglu import silu_and_mul
 from triton import knobs
 
-from engine.core.backend import Sampling
+from engine.core.spec import Sampling
 from engine.runtime.sampler import sample_row
 
 interpreted = pytest.mark.skipif(

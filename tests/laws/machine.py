@@ -8,10 +8,10 @@ from dataclasses import replace
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.laws import LawfulScheduler
 from engine.core.plan import FinishReason
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
+from engine.core.spec import Capacity, Limits, RequestSpec
 from experiments.trial import Trial, every_combination
 
 COMBINATIONS = every_combination()

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from engine.core.events import Event, EventKind
 from engine.core.laws import (
     LawBroken,
     Ledger,
@@ -16,9 +17,9 @@ from engine.core.laws import (
     check_same_plans,
     check_same_tokens,
 )
-from engine.core.plan import Batch, Chunk, Event, EventKind, StepPlan
-from engine.core.policies.base import Limits
+from engine.core.plan import Batch, Chunk, StepPlan
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Limits
 from tests.core.build import on_trial, spec, step
 
 

@@ -10,10 +10,9 @@ from dataclasses import replace
 import pytest
 from pandas.testing import assert_frame_equal
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.journal import JournaledScheduler, replay
 from engine.core.policies.admission import FirstChunk, FullPrompt, Watermark
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.order import Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
@@ -21,6 +20,7 @@ from engine.core.policies.restore import Recompute, Swap
 from engine.core.policies.victim import LastAdmitted, LowestPriority
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World

@@ -11,14 +11,16 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from engine.core.events import EventKind
 from engine.core.kv_cache import KVCache
 from engine.core.laws import LawBroken, LawfulScheduler
-from engine.core.plan import EventKind, Finish, Transfer
+from engine.core.plan import Finish, Transfer
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Limits, State, Verbs
+from engine.core.policies.base import State, Verbs
 from engine.core.policies.batching import DecodeFirst
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
+from engine.core.spec import Limits
 from engine.core.step import Step
 from experiments.soak import soak
 from tests.laws.machine import CoreMachine

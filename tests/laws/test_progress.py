@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.events import EventKind
 from engine.core.laws import LawfulScheduler
-from engine.core.plan import EventKind
 from engine.core.policies.admission import FirstChunk, Watermark
-from engine.core.policies.base import Batching, Limits, Policies
+from engine.core.policies.base import Batching, Policies
 from engine.core.policies.batching import ArrivalFirstChunked, PrefillFirst
 from engine.core.policies.order import Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
 from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted, LowestPriority
+from engine.core.spec import Capacity, Limits, RequestSpec
 from experiments.trial import Trial
 
 OLDEST_IS_VICTIM = Policies(

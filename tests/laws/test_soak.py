@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from engine.core.plan import ENDINGS, PreemptionKind
+from engine.core.events import ENDINGS
+from engine.core.plan import PreemptionKind
 from experiments.soak import STEPS_PER_EPISODE, soak, summary
 from experiments.trial import every_combination
 

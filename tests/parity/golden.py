@@ -12,25 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.events import EventKind
 from engine.core.laws import LawfulScheduler
-from engine.core.plan import (
-    EventKind,
-    Finish,
-    FinishReason,
-    PreemptionKind,
-    StepPlan,
-    StepResult,
-    TransferKind,
-)
+from engine.core.plan import Finish, FinishReason, PreemptionKind, StepPlan, StepResult, TransferKind
 from engine.core.policies.admission import FullPrompt, Watermark
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst
 from engine.core.policies.order import Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
 from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
 from engine.core.policies.victim import LastAdmitted, LowestPriority
 from engine.core.request import Request
+from engine.core.spec import Capacity, Limits, RequestSpec
 
 GOLDEN = Path(os.environ.get("PAGETWIN_GOLDEN", Path(__file__).parent / "golden"))
 """Folder with `vllm_v0` and `vllm_v1`; the traces in the repository unless PAGETWIN_GOLDEN names others."""

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 import torch
 import transformers
 
-from engine.core.backend import RequestSpec
-from engine.core.plan import ENDINGS
+from engine.core.events import ENDINGS
 from engine.core.policies.admission import FirstChunk, FullPrompt
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst, PrefillFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
@@ -18,6 +17,7 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Limits, RequestSpec
 from engine.runtime.backend import TorchBackend
 from engine.runtime.clock import VirtualClock
 from engine.runtime.loop import serve

@@ -4,7 +4,6 @@ import pytest
 import torch
 from pagedkv import KVLayout
 
-from engine.core.backend import Sampling
 from engine.core.errors import UserError
 from engine.core.plan import (
     Batch,
@@ -17,6 +16,7 @@ from engine.core.plan import (
     Transfer,
     TransferKind,
 )
+from engine.core.spec import Sampling
 from engine.runtime.backend import TorchBackend
 from engine.runtime.kernels import Reference
 from engine.runtime.model import prepare

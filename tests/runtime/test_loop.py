@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from engine.core.backend import Capacity, Sampling
+from engine.core.events import EventKind
 from engine.core.journal import JournaledScheduler, replay
-from engine.core.plan import EventKind, Finish, FinishReason, StepResult
+from engine.core.plan import Finish, FinishReason, StepResult
 from engine.core.policies.restore import Recompute
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Sampling
 from engine.runtime.backend import TorchBackend
 from engine.runtime.clock import VirtualClock, WallClock
 from engine.runtime.loop import serve

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits
+from engine.core.spec import Limits
 from engine.runtime import memory
 from engine.runtime.backend import TorchBackend
 from engine.runtime.memory import DeviceMemory, device_memory, peak_bytes

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engine.core.backend import RequestSpec, Sampling
 from engine.core.plan import FinishReason
+from engine.core.spec import RequestSpec, Sampling
 from engine.runtime.sampler import Draw, finish_reason, sample, sample_row, uniform
 
 PROBABILITIES = torch.tensor([0.1, 0.4, 0.15, 0.3, 0.05])

@@ -5,8 +5,8 @@ import functools
 
 import pytest
 
-from engine.core.backend import Sampling
 from engine.core.policies.restore import Recompute, Swap
+from engine.core.spec import Sampling
 from engine.runtime.model import prepare
 from tests.runtime.support import GENERATED, build, generate, prompts, request, run
 

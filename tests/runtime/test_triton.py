@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from engine.core.backend import Sampling
 from engine.core.policies.restore import Recompute, Swap
+from engine.core.spec import Sampling
 from engine.runtime.backend import TorchBackend
 from engine.runtime.kernels import Reference, Triton
 from engine.runtime.model import load_dummy

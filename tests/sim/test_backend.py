@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.plan import Chunk, Finish, FinishReason, StepPlan, StepResult, Transfer, TransferKind
+from engine.core.spec import Capacity, RequestSpec
 from sim.backend import SimulatedBackend
 from sim.cost.base import Beyond, StepFeatures
 from tests.sim.plans import decode, make_plan, prefill

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
-from engine.core.policies.base import Limits
+from engine.core.spec import Capacity, Limits
 from sim.cost.base import Beyond, Extrapolation, StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted

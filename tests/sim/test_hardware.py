@@ -9,8 +9,8 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from engine.core.backend import Capacity
 from engine.core.errors import UserError
+from engine.core.spec import Capacity
 from sim.hardware import Efficiency, Hardware, ModelShape, kv_capacity, num_kv_blocks
 from sim.models import model_shape
 

@@ -6,11 +6,11 @@ from typing import NamedTuple, cast
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.events import Event, EventKind
 from engine.core.laws import LawBroken
-from engine.core.plan import Event, EventKind, StepPlan, StepResult
+from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
@@ -19,6 +19,7 @@ from engine.core.policies.victim import LastAdmitted
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from sim.backend import SimulatedBackend
 from sim.cost.base import StepFeatures
 from sim.loop import MAX_EMPTY_STEPS, NO_ABORTS, simulate

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.plan import StepPlan, StepResult, Transfer, TransferKind
+from engine.core.spec import Capacity, RequestSpec
 from sim.backend import SimulatedBackend
 from sim.cost.base import StepFeatures
 from sim.cost.kinds import kind

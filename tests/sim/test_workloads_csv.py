@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.core.backend import RequestSpec
+from engine.core.spec import RequestSpec
 from sim.workloads.azure import AzureTrace
 from sim.workloads.base import Workload, WorkloadError
 from sim.workloads.csv_trace import CsvTrace

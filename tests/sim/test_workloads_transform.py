@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.core.backend import RequestSpec
 from engine.core.errors import UserError
+from engine.core.spec import RequestSpec
 from sim.workloads.azure import AzureTrace
 from sim.workloads.base import Labels, Rows, WorkloadError, ordered_rows
 from sim.workloads.shape import Shape

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from engine.core.backend import Capacity, RequestSpec
+from engine.core.events import Event, EventKind
 from engine.core.plan import (
     Batch,
     Chunk,
-    Event,
-    EventKind,
     Finish,
     FinishReason,
     PoolState,
@@ -22,6 +20,7 @@ from engine.core.plan import (
     Transfer,
     TransferKind,
 )
+from engine.core.spec import Capacity, RequestSpec
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World

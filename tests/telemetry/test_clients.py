@@ -9,9 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
@@ -19,6 +18,7 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.clients import client_metrics, client_table
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder

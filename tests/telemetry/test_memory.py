@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.core.plan import EventKind, PoolState, TableUpdate
+from engine.core.events import EventKind
+from engine.core.plan import PoolState, TableUpdate
 from engine.telemetry.memory import SHARES, memory_states, memory_summary
 from tests.telemetry.scripted import MS, Script, decode, ended, prefill, two_requests
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from engine.core.plan import EventKind
+from engine.core.events import EventKind
 from engine.telemetry.agreement import (
     half_width,
     jain_index,

@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from engine.core.plan import Chunk, EventKind, PoolState, Preemption, PreemptionKind, Rejection, TableUpdate
+from engine.core.events import EventKind
+from engine.core.plan import Chunk, PoolState, Preemption, PreemptionKind, Rejection, TableUpdate
 from engine.telemetry.schema import PLANNED
 from tests.telemetry.scripted import MS, Script, decode, ended, prefill, two_requests
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from engine.core.plan import EventKind, PoolState
+from engine.core.events import EventKind
+from engine.core.plan import PoolState
 from engine.telemetry.memory import memory_states, memory_summary
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.series import HELD, binned, lengths_ns, span_ns, time_mean, time_series

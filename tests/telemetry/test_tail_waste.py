@@ -6,9 +6,8 @@ import random
 
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
 from engine.core.policies.admission import FirstChunk
-from engine.core.policies.base import Limits, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
@@ -16,6 +15,7 @@ from engine.core.policies.restore import Recompute, Swap
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog

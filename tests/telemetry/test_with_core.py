@@ -10,10 +10,10 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from engine.core.backend import Capacity, RequestSpec
-from engine.core.plan import ENDINGS, Event, EventKind, StepPlan, StepResult
+from engine.core.events import ENDINGS, Event, EventKind
+from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FirstChunk
-from engine.core.policies.base import Limits, Policies, Restore
+from engine.core.policies.base import Policies, Restore
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
@@ -21,6 +21,7 @@ from engine.core.policies.restore import Recompute, Swap
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.memory import SHARES, memory_states
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder

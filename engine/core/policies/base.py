@@ -11,33 +11,12 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from engine.core.errors import UserError
-from engine.core.fields import Count, check_fields
+from engine.core.fields import check_fields
 from engine.core.kv_cache import KVCache
 from engine.core.request import Request
+from engine.core.spec import Limits
 
 QueueName = Literal["waiting", "running", "swapped"]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a step and a request may not exceed."""
-
-    max_num_seqs: Count
-    """Sequences that run at the same time."""
-    max_num_batched_tokens: Count
-    """Token budget of a step."""
-    max_model_len: Count
-    """Tokens of a sequence, prompt included: the model's window. A sequence ends when it is as long, so the
-    longest that is computed has one token less.
-    """
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.max_num_batched_tokens < self.max_num_seqs:
-            raise UserError(
-                f"limits.max_num_batched_tokens ({self.max_num_batched_tokens}) is less than "
-                f"limits.max_num_seqs ({self.max_num_seqs}): a step could not give every sequence one token"
-            )
 
 
 class State(Protocol):

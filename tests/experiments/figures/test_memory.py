@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.core.backend import Capacity
+from engine.core.spec import Capacity
 from engine.telemetry.metrics import summarize
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.series import time_mean, time_series
