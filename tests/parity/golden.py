@@ -39,22 +39,38 @@ def load(engine: str, name: str) -> tuple[dict[str, Any], list[Record]]:
     Raises:
         FileNotFoundError: the folder has no such scenario or trace.
     """
-    folder = GOLDEN / engine
-    scenario = json.loads(_text(folder / f"scen_{name}.json"))
-    return scenario, [json.loads(line) for line in _text(folder / f"trace_{name}.jsonl").splitlines()]
+    scenario, trace = _paths(engine, name)
+    return json.loads(_text(scenario)), [json.loads(line) for line in _text(trace).splitlines()]
+
+
+def _paths(engine: str, name: str) -> tuple[Path, Path]:
+    """The scenario and the trace; each may be there gzipped. `vllm_v1_async` plays the scenarios of V1."""
+    if engine == "vllm_v1_async":
+        folder, trace = GOLDEN / "vllm_v1", f"trace_async_{name}.jsonl"
+    else:
+        folder, trace = GOLDEN / engine, f"trace_{name}.jsonl"
+    return folder / f"scen_{name}.json", folder / trace
+
+
+def _zipped(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
 
 
 def _text(path: Path) -> str:
     """The text of a file that may be there gzipped."""
     if path.exists():
         return path.read_text(encoding="utf-8")
-    return gzip.decompress(path.with_name(f"{path.name}.gz").read_bytes()).decode()
+    return gzip.decompress(_zipped(path).read_bytes()).decode()
 
 
 def names(engine: str, prefix: str = "") -> list[str]:
-    """Scenarios of a folder whose name starts with `prefix`."""
-    found = (GOLDEN / engine).glob(f"scen_{prefix}*.json*")
-    return sorted({path.name.removeprefix("scen_").split(".json")[0] for path in found})
+    """Scenarios that have a trace and whose name starts with `prefix`."""
+    folder = _paths(engine, "")[0].parent
+    found = {
+        path.name.removeprefix("scen_").split(".json")[0] for path in folder.glob(f"scen_{prefix}*.json*")
+    }
+    traces = {name: _paths(engine, name)[1] for name in found}
+    return sorted(name for name, trace in traces.items() if trace.exists() or _zipped(trace).exists())
 
 
 def policies_v0(config: dict[str, Any]) -> Policies:

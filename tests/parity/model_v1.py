@@ -29,6 +29,8 @@ class Job:
     computed: int = 0
     blocks: int = 0
     ran: bool = False
+    pending: int = 0  # tokens that plans in flight sample; of the asynchronous model, as is the next
+    num_preemptions: int = 0
 
 
 class ModelV1:
@@ -61,10 +63,7 @@ class ModelV1:
         """The trace, in the golden format."""
         step = empty = 0
         while self._arrivals or self.waiting or self.running:
-            while self._arrivals and self._arrivals[0].arrival[0] <= step:
-                self.waiting.append(self._arrivals.pop(0))
-                self._note_if_hopeless(self.waiting[-1])
-            self._sort_waiting()
+            self._arrive(step)
             record = {"step": step, **self._step()}
             empty = 0 if record["tokens"] or self._arrivals else empty + 1
             if empty == STUCK_AFTER and (self.waiting or self.running):
@@ -74,6 +73,12 @@ class ModelV1:
             yield record
             step += 1
 
+    def _arrive(self, step: int) -> None:
+        while self._arrivals and self._arrivals[0].arrival[0] <= step:
+            self.waiting.append(self._arrivals.pop(0))
+            self._note_if_hopeless(self.waiting[-1])
+        self._sort_waiting()
+
     def _rank(self, job: Job) -> tuple[int, tuple[int, int]]:
         return job.priority, job.arrival
 
@@ -82,6 +87,10 @@ class ModelV1:
             self.waiting.sort(key=self._rank)
 
     def _step(self) -> Record:
+        batch, record = self._plan()
+        return record | self._update(batch)
+
+    def _plan(self) -> tuple[dict[Job, int], Record]:
         batch: dict[Job, int] = {}
         preempted: list[Job] = []
         self._run(batch, preempted)
@@ -90,22 +99,25 @@ class ModelV1:
         record: Record = {
             "tokens": [[job.name, tokens] for job, tokens in batch.items()],
             "new": [[job.name, 0] for job in new],
-            "resumed": _in_file_order([job for job in admitted if job.ran]),
-            "preempted": _in_file_order(preempted),
+            "resumed": in_file_order([job for job in admitted if job.ran]),
+            "preempted": in_file_order(preempted),
             "free_blocks": self.free,
             "running": [job.name for job in self.running],
             "waiting": [job.name for job in self.waiting],
         }
         for job in admitted:
             job.ran = True
-        return record | self._update(batch)
+        return batch, record
 
     def _run(self, batch: dict[Job, int], preempted: list[Job]) -> None:
         """Running requests in order; the batch keeps the order in which they were scheduled."""
         index, left = 0, self.max_tokens
         while index < len(self.running) and left > 0:
             job = self.running[index]
-            tokens = min(job.length - job.computed, left)
+            tokens = min(self._behind(job), left)
+            if not tokens:
+                index += 1
+                continue
             while not self._grow(job, tokens):
                 victim = max(self.running, key=self._rank) if self.by_priority else self.running[-1]
                 self.running.remove(victim)
@@ -119,6 +131,10 @@ class ModelV1:
             batch[job] = tokens
             left -= tokens
             index += 1
+
+    def _behind(self, job: Job) -> int:
+        """Tokens a running request would be given; none: it is passed over."""
+        return job.length - job.computed
 
     def _grow(self, job: Job, tokens: int) -> bool:
         need = self._blocks(job.computed + tokens) - job.blocks
@@ -157,6 +173,10 @@ class ModelV1:
         if too_big or job.length >= self.window or (job.length > self.max_tokens and not self.chunked):
             self.defect = self.defect or "stuck"
 
+    def _ends(self, job: Job, length: int) -> bool:
+        """Whether it ends when it is that long."""
+        return length >= self.window or length - job.prompt >= job.max_tokens
+
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
 
@@ -168,13 +188,13 @@ class ModelV1:
                 continue
             job.length += 1
             sampled.append(job.name)
-            if job.length >= self.window or job.length - job.prompt >= job.max_tokens:
+            if self._ends(job, job.length):
                 finished.append(job)
                 self.free += job.blocks
                 self.running.remove(job)
         # The README has finished in batch order; the traces have it, like the others, in the file's order.
-        return {"sampled": sampled, "finished": _in_file_order(finished), "free_after": self.free}
+        return {"sampled": sampled, "finished": in_file_order(finished), "free_after": self.free}
 
 
-def _in_file_order(jobs: list[Job]) -> list[str]:
+def in_file_order(jobs: list[Job]) -> list[str]:
     return [job.name for job in sorted(jobs, key=lambda job: job.position)]

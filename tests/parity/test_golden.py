@@ -96,11 +96,11 @@ def first_difference(run: Run, wanted: list[Record], position: dict[str, int] | 
 
 @pytest.mark.parametrize(
     ("engine", "prefix"),
-    [("vllm_v0", "v0_"), ("vllm_v0", "v085_"), ("vllm_v1", "")],
+    [("vllm_v0", "v0_"), ("vllm_v0", "v085_"), ("vllm_v1", ""), ("vllm_v1_async", "")],
 )
 def test_every_dialect_has_traces(engine: str, prefix: str) -> None:
     """Tests that take their cases from a folder must not pass because it is empty."""
-    assert names(engine, prefix), f"no {prefix}* in {GOLDEN / engine}: see PAGETWIN_GOLDEN"
+    assert names(engine, prefix), f"no traces of {engine} {prefix}* in {GOLDEN}: see PAGETWIN_GOLDEN"
 
 
 DIVERGENCES = {

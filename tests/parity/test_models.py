@@ -16,13 +16,17 @@ import pytest
 from tests.parity.golden import Record, Run, load, names, without
 from tests.parity.model_v0 import ModelV0
 from tests.parity.model_v1 import ModelV1
+from tests.parity.model_v1_async import ModelV1Async
 from tests.parity.test_golden import EMPTY, expected_v0, expected_v1
 
-MODELS: dict[str, Any] = {"vllm_v0": ModelV0, "vllm_v1": ModelV1}
+MODELS: dict[str, Any] = {"vllm_v0": ModelV0, "vllm_v1": ModelV1, "vllm_v1_async": ModelV1Async}
 EXPECTED: dict[str, Any] = {"vllm_v0": expected_v0, "vllm_v1": expected_v1}
 NUM_SCENARIOS = 400  # of each dialect, in the suite
 SHOWN = [("vllm_v0", name) for name in names("vllm_v0", "v0_")] + [
-    ("vllm_v1", name) for name in names("vllm_v1") if not name.startswith("prefix")
+    (engine, name)
+    for engine in ("vllm_v1", "vllm_v1_async")
+    for name in names(engine)
+    if not name.startswith("prefix")
 ]
 
 
@@ -37,7 +41,7 @@ def test_a_model_decides_what_the_real_scheduler_decided(engine: str, name: str)
         assert ours == theirs
 
 
-@pytest.mark.parametrize("engine", MODELS)
+@pytest.mark.parametrize("engine", EXPECTED)
 def test_our_core_decides_what_the_models_decide(engine: str) -> None:
     ends = Counter(check(engine, seed) for seed in range(NUM_SCENARIOS))
     # The scenarios are worth something: most run to their end, and the defects are among them.
