@@ -37,13 +37,7 @@ class StepSamples:
     ) -> None:
         """Keep a step that computed or moved something."""
         if plan.num_tokens or plan.transfers:
-            step = features(plan)
-            for part in result.earlier:  # the executions of a leap follow one another without bookkeeping
-                self.steps.append(step)
-                self.periods_ns.append(part.duration_ns)
-                start_ns += part.duration_ns
-                step = step._replace(decode_context_tokens=step.decode_context_tokens + step.num_seqs)
-            self.steps.append(step)
+            self.steps.append(features(plan))
             self._start_ns = start_ns
 
     def closed(self, now_ns: int) -> None:

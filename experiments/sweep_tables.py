@@ -43,7 +43,7 @@ MAX_KEY_WIDTH = 36
 @cache
 def known_metrics() -> tuple[str, ...]:
     """Every metric that a summary can have: those of a run of nothing, with limits, and of its workload."""
-    nothing = RunLog.of(Recorder(1), World.SIMULATED, Capacity(1, 0, 1))
+    nothing = RunLog.of(Recorder(), World.SIMULATED, Capacity(1, 0, 1))
     return (*summarize(nothing, {"ttft": 1.0}), *OF_CLIENTS, *OF_THE_WORKLOAD)
 
 

@@ -88,7 +88,7 @@ class Stage:
 
     def play(self, run: Run) -> Outcome:
         """Serve a workload to its end with a fresh scheduler."""
-        recorder = Recorder(self.backend.capacity.block_size)
+        recorder = Recorder()
         with ExitStack() as stack:
             path = run.journal_path
             sink = None if path is None else stack.enter_context(path.open("w", encoding="utf-8"))

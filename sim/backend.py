@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from operator import add, ge, sub
+from collections.abc import Sequence
+from operator import add, ge
 from typing import cast
 
 from engine.core.errors import UserError
@@ -49,29 +49,10 @@ class SimulatedBackend:
 
     def submit(self, plan: StepPlan) -> object:
         """Price the plan and find the sequences that end with it."""
-        finished = self._finished(plan, 1)
+        finished = self._finished(plan)
         if not plan.chunks and not plan.transfers:
             return StepResult(duration_ns=0, finished=finished)
         return self._priced(features(plan), finished)
-
-    def submit_leap(self, plan: StepPlan, max_steps: int, quiet_ns: int) -> object:
-        """Price a plan of decodes up to `max_steps` times, each with a context one token longer."""
-        num_steps_to_end = self._steps_to_an_end(plan) if max_steps > 1 else 1
-        max_steps = min(max_steps, num_steps_to_end)
-        if max_steps <= 1:
-            return self.submit(plan)
-        step = features(plan)
-        result = self._priced(step, ())
-        earlier: list[StepResult] = []
-        elapsed_ns = result.duration_ns
-        while len(earlier) + 1 < max_steps and elapsed_ns < quiet_ns:
-            earlier.append(result)
-            step = step._replace(decode_context_tokens=step.decode_context_tokens + step.num_seqs)
-            result = self._priced(step, ())
-            elapsed_ns += result.duration_ns
-        num_steps = len(earlier) + 1
-        finished = self._finished(plan, num_steps) if num_steps == num_steps_to_end else ()
-        return result._replace(earlier=earlier, finished=finished)
 
     def pop_remark(self) -> str | None:
         """What a reader must know of the times since the last call, in one line: how far they are guessed."""
@@ -98,11 +79,6 @@ class SimulatedBackend:
         )
         return round(sum(self._cost.parts_ns(alone).values()))
 
-    def _steps_to_an_end(self, plan: StepPlan) -> int:
-        """Executions of a plan of decodes up to the one in which the first sequence ends."""
-        left: Iterable[int] = map(sub, self._limits_of(plan), plan.chunks.starts)
-        return min(left)
-
     def collect(self, ticket: object) -> StepResult:
         """The result that `submit` worked out."""
         return cast(StepResult, ticket)
@@ -114,18 +90,18 @@ class SimulatedBackend:
                 f"request {request_id} was dropped, but the backend does not know it: add it first"
             )
 
-    def _finished(self, plan: StepPlan, num_steps: int) -> tuple[Finish, ...]:
-        """The sequences whose token is their last, in the last of `num_steps` executions."""
+    def _finished(self, plan: StepPlan) -> tuple[Finish, ...]:
+        """The sequences whose token is their last."""
         batch = plan.chunks
         limits = self._limits_of(plan)
         ends = map(add, batch.starts, batch.num_tokens)
-        if num_steps == 1 and not any(map(ge, ends, limits)):  # nearly always, and so without a Python loop
+        if not any(map(ge, ends, limits)):  # nearly always, and so without a Python loop
             return ()
         columns = zip(batch.request_ids, batch.starts, batch.num_tokens, batch.samples, limits, strict=True)
         return tuple(
             Finish(request_id, seq, FinishReason.LENGTH)
             for request_id, start, num_tokens, samples, limit in columns
-            if start + num_tokens + num_steps - 1 >= limit
+            if start + num_tokens >= limit
             for seq in samples
         )
 

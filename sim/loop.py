@@ -13,7 +13,6 @@ from engine.core.laws import LawBroken
 from engine.core.serving import Serving
 from engine.core.spec import RequestSpec
 
-FOREVER_NS = 1 << 62
 MAX_EMPTY_STEPS = 1000
 """A backstop against a simulation that never ends; LawfulScheduler holds law 6 to a bound of a few steps."""
 NO_ABORTS: Mapping[str, int] = MappingProxyType({})
@@ -24,13 +23,11 @@ def simulate(
     specs: Sequence[RequestSpec],
     *,
     aborts_ns: Mapping[str, int] = NO_ABORTS,
-    leaps: bool = True,
 ) -> int:
     """Serve a workload to its end and return the time at which the last step ended, in ns from 0.
 
     `aborts_ns` says when the clients of some requests go away; one that has not arrived by then, or has
-    ended, is not touched. With `leaps`, stretches of steps that can only repeat the one before are taken at
-    once; the run log is the same as without (law 10), sooner.
+    ended, is not touched.
 
     What happens at the same moment happens in this order: a step ends, requests enter in order of their ids,
     requests are aborted, the next step is planned. Those that arrive during a step wait for the next; an
@@ -39,7 +36,7 @@ def simulate(
     """
     env = Environment(initial_time=0)
     clients = _Clients(env, serving, specs, aborts_ns)
-    engine = env.process(_engine(env, serving, clients, leaps))
+    engine = env.process(_engine(env, serving, clients))
     # The conjunction hands on an exception of either process as it is; SimPy would make a copy of one.
     env.run(until=engine & env.process(clients.run()))
     return cast(int, engine.value)
@@ -73,11 +70,6 @@ class _Clients:
         """Nobody will arrive or go away any more."""
         return not self._to_come
 
-    @property
-    def quiet_ns(self) -> int:
-        """Time until the next one does."""
-        return self._to_come[0][0].time_ns - int(self._env.now) if self._to_come else FOREVER_NS
-
     def next_turn(self) -> Event:
         """The event of the next arrival or abort."""
         self._turn = self._env.event()
@@ -95,7 +87,7 @@ class _Clients:
 
     def run(self) -> Generator[Event, object, None]:
         while self._to_come:
-            yield self._env.timeout(self.quiet_ns)
+            yield self._env.timeout(self._to_come[0][0].time_ns - int(self._env.now))
             # A step that ends at this moment is committed first, whichever of the two events SimPy had first;
             # the engine lets the clients act then.
             yield self._env.timeout(0)
@@ -104,20 +96,18 @@ class _Clients:
                 self._turn.succeed()
 
 
-def _engine(
-    env: Environment, serving: Serving, clients: _Clients, leaps: bool
-) -> Generator[Event, object, int]:
+def _engine(env: Environment, serving: Serving, clients: _Clients) -> Generator[Event, object, int]:
     num_empty_steps = end_ns = 0
     while True:
         clients.act()
-        flight = serving.begin(int(env.now), clients.quiet_ns if leaps else None)
+        flight = serving.begin(int(env.now))
         if flight is None:
             if clients.are_done:
                 break
             yield clients.next_turn()
             continue
         result = serving.collect(flight)
-        yield env.timeout(result.total_ns)
+        yield env.timeout(result.duration_ns)
         end_ns = int(env.now)
         serving.finish(flight, result, end_ns)
         num_empty_steps = 0 if flight.plan.num_tokens else num_empty_steps + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from engine.core.plan import StepPlan, StepResult
 from engine.core.spec import Capacity, RequestSpec
@@ -38,17 +38,4 @@ class Backend(Protocol):
 
     def drop(self, request_id: str) -> None:
         """Forget a request that has ended."""
-        ...
-
-
-@runtime_checkable
-class LeapingBackend(Backend, Protocol):
-    """A backend that can execute a plan several times before the scheduler looks again."""
-
-    def submit_leap(self, plan: StepPlan, max_steps: int, quiet_ns: int) -> object:
-        """Execute a plan up to `max_steps` times, one token further each time.
-
-        Stops after the step in which a sequence ends, and before a step that would start when `quiet_ns` are
-        over. The result has the executions before the last one in `earlier`.
-        """
         ...

@@ -20,7 +20,7 @@ from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.spec import Capacity, Limits, RequestSpec
 
-VERSION = 1
+VERSION = 2
 
 
 class JournalError(UserError):
@@ -79,11 +79,11 @@ class JournaledScheduler(Scheduler):
 
     def commit(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
         """Commit a step."""
-        if result.finished or result.earlier:
+        if result.finished:
             finished = [[finish.request_id, finish.seq, finish.reason] for finish in result.finished]
-            self._sink.write(json.dumps(["commit", now_ns, [len(result.earlier), finished]]) + "\n")
+            self._sink.write(json.dumps(["commit", now_ns, finished]) + "\n")
         else:
-            self._sink.write(f'["commit",{now_ns},[0,[]]]\n')
+            self._sink.write(f'["commit",{now_ns},[]]\n')
         return super().commit(plan, result, now_ns)
 
 
@@ -116,8 +116,13 @@ def replay(lines: Iterable[str], policies: Policies) -> Divergence | None:
 def _fresh_core(rows: Iterator[tuple[int, Any]], policies: Policies) -> Scheduler:
     """A scheduler of the size that the header tells."""
     _, header = next(rows, (0, None))
-    if not isinstance(header, dict) or header.get("journal") != VERSION:
-        raise JournalError(f"line 1: not the header of a version {VERSION} journal")
+    if not isinstance(header, dict) or "journal" not in header:
+        raise JournalError("line 1: not the header of a journal")
+    if header["journal"] != VERSION:
+        raise JournalError(
+            f"line 1: a journal of version {header['journal']}, and only version {VERSION} can be replayed "
+            "here: make the run again, with journal=plans"
+        )
     with _blaming(1):
         if header["with_plans"]:
             return Scheduler(Capacity(*header["capacity"]), Limits(*header["limits"]), policies)
@@ -155,12 +160,10 @@ class _Player:
             if recorded != replayed:
                 return Divergence(number, recorded, replayed)
         elif verb == "commit" and self._plan is not None:
-            num_earlier, ends = what
             finished = tuple(
-                Finish(request_id, seq, FinishReason(reason)) for request_id, seq, reason in ends
+                Finish(request_id, seq, FinishReason(reason)) for request_id, seq, reason in what
             )
-            earlier = (StepResult(0),) * num_earlier
-            self._scheduler.commit(self._plan, StepResult(0, finished, earlier=earlier), now_ns)
+            self._scheduler.commit(self._plan, StepResult(0, finished), now_ns)
         else:
             raise JournalError(
                 f"line {number}: {verb!r} is not a verb of the scheduler, or has no plan to commit"

@@ -2,7 +2,7 @@
 
 Laws 1 and 3 to 7 are checked here, on the scheduler itself. Law 2 (no lost request) needs the whole run:
 `Ledger`. Law 8 (preemption is invisible) and law 9 (determinism) compare runs: `check_same_tokens`,
-`check_same_plans`; and so does law 10 (a leap equals steps): tests/laws/test_leaps.py compares run logs.
+`check_same_plans`.
 """
 
 from __future__ import annotations

@@ -235,13 +235,3 @@ class StepResult(NamedTuple):
     """The duration as a named sum (linear, attention, transfers, ...), where the backend can tell."""
     transfer_ns: int = 0
     """The part of the duration that the plan's transfers took."""
-    earlier: Sequence[StepResult] = ()
-    """Of a leap: the results of the executions before this one, in none of which a sequence ended.
-
-    A leap executes a plan several times, one token further each time, and is committed once.
-    """
-
-    @property
-    def total_ns(self) -> int:
-        """Duration of all executions together."""
-        return self.duration_ns + sum(result.duration_ns for result in self.earlier)

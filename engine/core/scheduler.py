@@ -26,7 +26,6 @@ from engine.core.plan import (
     Rejection,
     StepPlan,
     StepResult,
-    TableUpdate,
 )
 from engine.core.policies.base import AgeingOrder, Policies
 from engine.core.queues import Queue, waiting_queue
@@ -65,8 +64,6 @@ class Scheduler:
         self._num_steps = 0
         self._now_ns = 0
         self._in_flight: tuple[StepPlan, list[Request]] | None = None
-        self._untold_updates: dict[Request, list[TableUpdate]] = {}
-        """Growth of block tables during a leap; the next plan tells of it."""
         self._events: list[Event] = []
         """Since the last commit; the next one returns them."""
         self._ended: set[str] = set()
@@ -150,7 +147,6 @@ class Scheduler:
             self._age(self.requests.values(), now_ns)
         step = Step(self, now_ns)
         step.rejections, self._rejections = self._rejections, []
-        step.updates, self._untold_updates = self._untold_updates, {}
         self.policies.batching.fill(step)
         plan = step.close(self._num_steps, has_endings=bool(self._ended))
         if plan is None:
@@ -160,25 +156,6 @@ class Scheduler:
         if plan.admitted or plan.resumed or plan.preemptions:
             self._note_moves(step, now_ns)
         return plan
-
-    def max_repeats(self) -> int:
-        """How often the plan in flight may be executed in a row, one token further each time; at least 1.
-
-        So long the plans to come would be this one again, if nobody arrives, ends or is aborted meanwhile:
-        all who run decode, nobody waits, the policies say that they repeat themselves, and there is a free
-        block for every sequence in each of the steps.
-        """
-        if self._in_flight is None or self.waiting or self.swapped or self.policies.order.ages:
-            return 1
-        plan, requests = self._in_flight
-        policies = (self.policies.batching, self.policies.reservation)
-        if not all(getattr(policy, "repeats", False) for policy in policies):
-            return 1
-        if plan.transfers or self.last_decodes[0] is not requests or len(requests) != len(self.running):
-            return 1
-        # A sequence takes at most one block in any block_size steps in a row.
-        num_spare = self.kv.num_free // max(1, self.num_running_seqs) - 1
-        return 1 + self.kv.block_size * max(0, num_spare)
 
     def commit(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
         """Take note of an executed step: progress, ends of sequences; returns all events since the last
@@ -207,8 +184,6 @@ class Scheduler:
                 request.num_tokens += 1
             if request.num_computed_tokens <= request.num_prefill_tokens:
                 self._after_prefill(request, samples, now_ns)
-        if result.earlier:
-            self._leap(requests, plan, len(result.earlier))
         for finish in result.finished:
             self._finish(finish, requests, now_ns)
         events, self._events = self._events, []
@@ -227,22 +202,9 @@ class Scheduler:
         """A request that has left its queue gives its blocks back, and is no more."""
         self.kv.release(request, self.kv.host if request.status is Status.SWAPPED else self.kv.device)
         request.status = Status.ENDED
-        self._untold_updates.pop(request, None)
         del self.requests[request.id]
         self._ended.add(request.id)
         self._tell(request, kind, detail, now_ns)
-
-    def _leap(self, requests: list[Request], plan: StepPlan, num_steps: int) -> None:
-        """The plan was executed `num_steps` times more: progress, and the blocks that this took."""
-        self._num_steps += num_steps
-        for request in requests:
-            if request.status is RUNNING:
-                request.num_computed_tokens += num_steps
-                request.num_tokens += num_steps
-                self.num_kv_tokens += num_steps * len(request.live)
-                if request.num_computed_tokens > request.num_writable_slots:
-                    updates, _ = self.kv.prepare(request, request.num_computed_tokens)
-                    self._untold_updates.setdefault(request, []).extend(updates)
 
     def _after_prefill(self, request: Request, samples: tuple[int, ...], now_ns: int) -> None:
         """The prompt may be complete now: its sequences part, and the first token is there."""
@@ -264,9 +226,6 @@ class Scheduler:
         num_kv_slots = request.num_kv_slots
         request.live = tuple(seq for seq in request.live if seq != finish.seq)
         self.last_decodes = ([], Batch.of(()))
-        if request in self._untold_updates:
-            updates = self._untold_updates[request]
-            self._untold_updates[request] = [update for update in updates if update.seq in request.live]
         self.kv.release_sequence(request, finish.seq)
         self.num_running_seqs -= 1
         self.num_kv_tokens += request.num_kv_slots - num_kv_slots

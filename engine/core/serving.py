@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from engine.core.backend import Backend, LeapingBackend
+from engine.core.backend import Backend
 from engine.core.errors import UserError
 from engine.core.events import ENDINGS, Event
 from engine.core.plan import StepPlan, StepResult
@@ -54,7 +54,6 @@ class Serving:
     def __init__(self, scheduler: Scheduler, backend: Backend, observers: Sequence[Observer] = ()) -> None:
         self.scheduler = scheduler
         self.backend = backend
-        self._leaper = backend if isinstance(backend, LeapingBackend) else None
         self.observers = observers
         self._has_open_period = False
         self._ids: set[str] = set()
@@ -100,11 +99,9 @@ class Serving:
         """
         return self.scheduler.abort(request_id, now_ns)
 
-    def begin(self, now_ns: int, quiet_ns: int | None = None) -> Flight | None:
+    def begin(self, now_ns: int) -> Flight | None:
         """Close the period of the last step, plan another and hand it to the backend; None if there is
         nothing to do.
-
-        A driver that knows that nobody will arrive for `quiet_ns` says so, if it has a backend that leaps.
         """
         if self._has_open_period:
             self._has_open_period = False
@@ -113,9 +110,7 @@ class Serving:
         plan = self.scheduler.schedule(now_ns)
         if plan is None:
             return None
-        if quiet_ns is None or self._leaper is None:
-            return Flight(plan, self.backend.submit(plan), now_ns)
-        return Flight(plan, self._leaper.submit_leap(plan, self.scheduler.max_repeats(), quiet_ns), now_ns)
+        return Flight(plan, self.backend.submit(plan), now_ns)
 
     def collect(self, flight: Flight) -> StepResult:
         """Wait for the backend."""

@@ -64,10 +64,6 @@ class RequestRecord:
         pairs = num_tokens * start + num_tokens * (num_tokens + 1) // 2
         return Work(num_tokens * width, recomputed, 0, pairs * width)
 
-    def reach(self, num_tokens: int) -> None:
-        """Its sequences have had the KV of so many positions."""
-        self.max_computed_tokens = max(self.max_computed_tokens, num_tokens)
-
     def enter(self, phase: Phase, time_ns: int) -> None:
         """The request moves to another queue, or leaves the last one."""
         self.phases.append((phase, time_ns))

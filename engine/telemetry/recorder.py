@@ -30,9 +30,7 @@ class Recorder:
     step up to the first step of the next run.
     """
 
-    def __init__(self, block_size: int | None = None) -> None:
-        self._block_size = block_size
-        """Tokens a block; without it, leaps cannot be logged."""
+    def __init__(self) -> None:
         self.records: dict[str, RequestRecord] = {}
         """In order of arrival."""
         self.refused_records: list[RequestRecord] = []
@@ -102,75 +100,21 @@ class Recorder:
             self._owners = owners
             self.token_runs.extend((self.num_steps, len(self.token_owners)))
             self.token_owners += owners
-        row: tuple[int, ...] = (
+        self.steps.extend((
             plan.step_id, start_ns, end_ns, end_ns, result.duration_ns, result.transfer_ns, plan.num_tokens,
             prefill_tokens, recomputed_tokens, context_tokens, pairs, num_seqs, *plan.after,
-        )  # fmt: skip
-        first_step = self.num_steps
-        if result.earlier:
-            row = self._leap(plan, result, row)
-        self.steps.extend(row)
-        self._price(result)
+        ))  # fmt: skip
+        if result.parts_ns:
+            steps, parts_ns = self.parts_ns[tuple(result.parts_ns)]
+            steps.append(self.num_steps)
+            parts_ns.extend(result.parts_ns.values())
         if events or result.finished:
-            self._leave(events, result.finished, start_ns, first_step)
+            self._leave(events, result.finished, start_ns)
         self.num_steps += 1
 
     def closed(self, now_ns: int) -> None:
         """The period of the last step is over."""
         self.steps[CLOSED] = now_ns
-
-    def _price(self, result: StepResult) -> None:
-        """Log the parts of a duration."""
-        if result.parts_ns:
-            steps, parts_ns = self.parts_ns[tuple(result.parts_ns)]
-            steps.append(self.num_steps)
-            parts_ns.extend(result.parts_ns.values())
-
-    def _leap(self, plan: StepPlan, result: StepResult, row: tuple[int, ...]) -> tuple[int, ...]:
-        """Log the executions of a leap but for the last, whose row is returned: as if each had been a plan.
-
-        `row` is that of the first, with the end of the leap.
-        """
-        step_id, start_ns, end_ns, *_ = row
-        context_tokens, _, num_seqs, *queues, num_free, num_free_host, num_kv_tokens = row[9:]
-        num_tokens = plan.num_tokens
-        growth = self._growth(plan, len(result.earlier) + 1)
-        for i, part in enumerate((*result.earlier, result)):
-            num_free -= growth[i]
-            is_last = part is result
-            part_end_ns = end_ns if is_last else start_ns + part.duration_ns
-            row = (
-                step_id + i, start_ns, part_end_ns, part_end_ns, part.duration_ns, part.transfer_ns,
-                num_tokens, 0, 0, context_tokens + i * num_seqs, 0, num_seqs,
-                *queues, num_free, num_free_host, num_kv_tokens + i * num_tokens,
-            )  # fmt: skip
-            start_ns = part_end_ns
-            if not is_last:
-                self.steps.extend(row)
-                self._price(part)
-                self.num_steps += 1
-        return row
-
-    def _growth(self, plan: StepPlan, num_steps: int) -> list[int]:
-        """Log the growth of block tables in a leap; the blocks taken in each of its steps after the first.
-
-        A decode takes a block when its position is the first of one. The plan tells of those of the first
-        step.
-        """
-        if self._block_size is None:
-            raise ValueError("a leap can be logged only by a recorder that was given the block size")
-        growth = [0] * num_steps
-        batch = plan.chunks
-        for request_id, start, seqs in zip(batch.request_ids, batch.starts, batch.seqs, strict=True):
-            if request_id in self._special:
-                self._record(request_id).reach(start + num_steps)
-            for i in range(self._block_size - start % self._block_size, num_steps, self._block_size):
-                growth[i] += len(seqs)
-                num_blocks = (start + i) // self._block_size + 1
-                row = self._record(request_id).row
-                for seq in seqs:
-                    self.tables.extend((self.num_steps + i, row, seq, num_blocks))
-        return growth
 
     def _catch_up(self, chunk: Chunk, owners: list[TokenOwner]) -> None:
         """Mend the owners of the tokens of a step for a special request, which may have none or several."""
@@ -206,13 +150,8 @@ class Recorder:
         for request_id in plan.admitted + plan.resumed:
             self._record(request_id).enter(Phase.RUNNING, start_ns)
 
-    def _leave(
-        self, events: Sequence[Event], finished: Sequence[Finish], start_ns: int, first_step: int
-    ) -> None:
-        """Log who ended: their blocks are free from the next step on, or were so when this one was planned.
-
-        A leap was planned as its first step.
-        """
+    def _leave(self, events: Sequence[Event], finished: Sequence[Finish], start_ns: int) -> None:
+        """Log who ended: their blocks are free from the next step on, or were so when this was planned."""
         for finish in finished:
             self.tables.extend((self.num_steps + 1, self._record(finish.request_id).row, finish.seq, 0))
         for event in events:
@@ -221,7 +160,7 @@ class Recorder:
             record = self._record(event.request_id)
             self._special.discard(event.request_id)
             if event.kind is not EventKind.FINISHED:
-                self._release(record, first_step if event.time_ns <= start_ns else self.num_steps + 1)
+                self._release(record, self.num_steps + (event.time_ns > start_ns))
             record.end(event.kind, event.detail, event.time_ns, self.num_steps)
 
     def _release(self, record: RequestRecord, step: int) -> None:

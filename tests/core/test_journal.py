@@ -84,11 +84,19 @@ def test_a_journal_without_plans_has_nothing_to_compare() -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["", "{}", "[]", "5", '{"journal": 99}', '{"journal": 1}', '{"journal": 1, "with_plans": true}']
+    "header", ["", "{}", "[]", "5", '{"journal": 2}', '{"journal": 2, "with_plans": true}']
 )
 def test_a_wrong_header(header: str) -> None:
     with pytest.raises(JournalError, match="line 1"):
         replay([header, *journal()[1:]], DEFAULT)
+
+
+@pytest.mark.parametrize("version", [1, 99])
+def test_a_journal_of_another_version_is_refused_in_words(version: int) -> None:
+    lines = journal()
+    header = json.dumps({**json.loads(lines[0]), "journal": version})
+    with pytest.raises(JournalError, match=rf"line 1: a journal of version {version}, .*make the run again"):
+        replay([header, *lines[1:]], DEFAULT)
 
 
 def test_an_empty_journal() -> None:

@@ -114,13 +114,9 @@ def test_who_arrives_while_observers_work_is_in_the_next_step() -> None:
     assert [step.num_tokens for step in samples.steps] == [20, 21, 22, 2, 1]
 
 
-def test_a_simulated_period_is_the_duration_and_leaps_are_told_apart() -> None:
-    runs = []
-    for leaps in (False, True):
-        samples = StepSamples()
-        backend = SimulatedBackend(CAPACITY, ContextCost(), LIMITS.max_model_len)
-        serving = Serving(Scheduler(CAPACITY, LIMITS, POLICIES), backend, [samples])
-        simulate(serving, [spec("a", 0), spec("b", 100_000)], leaps=leaps)
-        runs.append((samples.steps, samples.periods_ns))
-    assert runs[0] == runs[1]
-    assert runs[0][1] == [100, 121, 122] * 2
+def test_a_simulated_period_is_the_duration() -> None:
+    samples = StepSamples()
+    backend = SimulatedBackend(CAPACITY, ContextCost(), LIMITS.max_model_len)
+    serving = Serving(Scheduler(CAPACITY, LIMITS, POLICIES), backend, [samples])
+    simulate(serving, [spec("a", 0), spec("b", 100_000)])
+    assert samples.periods_ns == [100, 121, 122] * 2

@@ -222,7 +222,7 @@ class ScriptedScheduler:
 def script(plans: Sequence[StepPlan], specs: Sequence[RequestSpec]) -> ScriptedScheduler:
     scheduler = ScriptedScheduler(plans)
     backend = SimulatedBackend(Capacity(8, 8, 4), UnitCost(), 100)
-    simulate(Serving(cast(Scheduler, scheduler), backend), specs, leaps=False)
+    simulate(Serving(cast(Scheduler, scheduler), backend), specs)
     return scheduler
 
 

@@ -52,20 +52,6 @@ def test_a_steady_pace_scales_every_part_of_every_step() -> None:
     assert sum(slow[1].parts_ns.values()) == pytest.approx(3000)
 
 
-def test_a_pace_is_asked_once_a_step_of_a_leap_too() -> None:
-    asked = []
-
-    def pace(step: StepFeatures) -> float:
-        asked.append(step.decode_context_tokens)
-        return 1.0
-
-    backend = SimulatedBackend(Capacity(64, 8, 16), PerToken(), 64, pace)
-    backend.add(RequestSpec("a", 0, 6, 40, 40))
-    result = backend.collect(backend.submit_leap(make_plan([decode("a", 6)]), 5, 10**9))
-    assert len(result.earlier) == 4
-    assert asked == [7, 8, 9, 10, 11]
-
-
 def test_residuals_are_replayed_in_order_kind_by_kind_and_go_round() -> None:
     ratios = {"decode": [1.0, 1.1, 1.2, 1.3], "prefill": [2.0]}
     rerun = Rerun(ratios, np.random.default_rng(3))

@@ -49,7 +49,7 @@ class StepCost:
 
 
 def served(specs: list[RequestSpec]) -> RunLog:
-    recorder = Recorder(4)
+    recorder = Recorder()
     backend = SimulatedBackend(CAPACITY, StepCost(), LIMITS.max_model_len)
     simulate(Serving(Scheduler(CAPACITY, LIMITS, POLICIES), backend, [recorder]), specs)
     return RunLog.of(recorder, World.SIMULATED, CAPACITY)

@@ -49,7 +49,7 @@ def summary(restore: Recompute | Swap, num_blocks: int, max_num_batched_tokens: 
     capacity = Capacity(num_blocks, num_blocks, BLOCK_SIZE)
     limits = Limits(max_num_seqs=64, max_num_batched_tokens=max_num_batched_tokens, max_model_len=900)
     policies = Policies(Fcfs(), FirstChunk(), DecodeFirst(), LastAdmitted(), restore, OnDemand())
-    recorder = Recorder(BLOCK_SIZE)
+    recorder = Recorder()
     backend = SimulatedBackend(capacity, Cost(), limits.max_model_len)
     simulate(Serving(Scheduler(capacity, limits, policies), backend, [recorder]), specs)
     return summarize(RunLog.of(recorder, World.SIMULATED, capacity))

@@ -6,6 +6,7 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import chain
+from math import ceil
 
 import numpy as np
 import pytest
@@ -35,10 +36,10 @@ CAPACITY = Capacity(num_blocks=30, num_host_blocks=40, block_size=4)
 
 
 class Cost:
-    """A microsecond a token and ten a step."""
+    """Ten microseconds a step and for ten tokens begun: steps end at the moments when clients come and go."""
 
     def parts_ns(self, step: StepFeatures) -> dict[str, float]:
-        return {"tokens": 1000.0 * step.num_tokens, "overhead": 10_000.0}
+        return {"tokens": 10_000.0 * ceil(step.num_tokens / 10), "overhead": 10_000.0}
 
     def recompute_ns(self, num_tokens: int) -> int:
         return 1000 * num_tokens
@@ -122,14 +123,14 @@ def run(restore: Restore, max_n: int, seed: int, share_aborted: float = 0.0) -> 
     )
     limits = Limits(max_num_seqs=8, max_num_batched_tokens=24, max_model_len=90)
     aborts_ns = {
-        spec.request_id: spec.arrival_ns + round(rng.expovariate(1e-6))
+        spec.request_id: spec.arrival_ns + 10_000 * round(rng.expovariate(1e-2))
         for spec in specs
         if rng.random() < share_aborted
     }
     scheduler = Scheduler(CAPACITY, limits, policies)
     recorder, naive = Recorder(), Naive()
     serving = Serving(scheduler, SimulatedBackend(CAPACITY, Cost(), 90), [recorder, naive])
-    simulate(serving, specs, aborts_ns=aborts_ns, leaps=False)
+    simulate(serving, specs, aborts_ns=aborts_ns)
     return RunLog.of(recorder, World.SIMULATED, CAPACITY), naive
 
 
@@ -138,7 +139,10 @@ def run(restore: Restore, max_n: int, seed: int, share_aborted: float = 0.0) -> 
 @pytest.mark.parametrize("restore", [Swap(), Recompute()], ids=["swap", "recompute"])
 def test_the_recorder_agrees_with_the_slow_way(restore: Restore, max_n: int, share_aborted: float) -> None:
     log, naive = run(restore, max_n, 1, share_aborted)
-    assert (log.requests["status"] == "aborted").sum() >= 20 * share_aborted
+    aborted_ns = log.requests.loc[log.requests["status"] == "aborted", "end_ns"]
+    assert len(aborted_ns) >= 20 * share_aborted
+    assert log.requests["arrival_ns"].isin(log.steps["end_ns"]).any()
+    assert aborted_ns.isin(log.steps["end_ns"]).any() == (share_aborted > 0)
     counts = log.steps[["num_prefill_tokens", "num_recomputed_tokens", "decode_context_tokens"]]
     assert [tuple(row) for row in counts.to_numpy().tolist()] == naive.rows
     for request in log.requests.to_dict("records"):

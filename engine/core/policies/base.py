@@ -166,9 +166,6 @@ class Batching(Protocol):
         """A prompt may be spread over steps (chunked prefill)."""
         ...
 
-    # A program may have an attribute `repeats`. If that is true, then with nobody waiting or swapped it does
-    # nothing but continue_running, whatever the time; and the driver of a simulation may leap.
-
     def fill(self, step: Verbs) -> None:
         """Run the program for one step."""
         ...
@@ -202,8 +199,6 @@ class Reservation(Protocol):
     def num_tokens(self, request: Request, num_tokens: int, state: State) -> int:
         """Tokens to hold blocks for when `num_tokens` are about to be computed; not fewer."""
         ...
-
-    # A reservation may have an attribute `repeats`: if that is true, it sets nothing aside for a decode.
 
 
 class CostEstimator(Protocol):

@@ -22,7 +22,6 @@ class Static:
     """
 
     splits_prompts: bool = False
-    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """More prompts while nobody decodes, else the batch."""
@@ -42,7 +41,6 @@ class PrefillFirst:
     """
 
     splits_prompts: bool = False
-    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """Admit, else continue, then resume."""
@@ -63,7 +61,6 @@ class ArrivalFirstChunked:
     """
 
     splits_prompts: bool = True
-    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """Continue, resume, admit."""
@@ -82,7 +79,6 @@ class DecodeFirst:
     """
 
     splits_prompts: bool = True
-    repeats: bool = True
 
     def fill(self, step: Verbs) -> None:
         """Continue, and take others only if nobody had to go."""

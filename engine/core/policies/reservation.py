@@ -12,8 +12,6 @@ from engine.core.request import Request
 class OnDemand:
     """A block when a token needs it: PagedAttention as vLLM V1 does it, chunk by chunk."""
 
-    repeats: bool = True
-
     def num_tokens(self, request: Request, num_tokens: int, state: State) -> int:
         """Just these."""
         return num_tokens
@@ -22,8 +20,6 @@ class OnDemand:
 @dataclass(frozen=True, slots=True)
 class WholePrompt:
     """Blocks for all known tokens at the first chunk (vLLM V0)."""
-
-    repeats: bool = True
 
     def num_tokens(self, request: Request, num_tokens: int, state: State) -> int:
         """All it has; its prompt while several sequences are to share that, since they part after it."""
