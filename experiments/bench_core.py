@@ -5,8 +5,8 @@
 and 1,910 us a step with 16, 64 and 256 decoding requests, measured on another machine. Then what a long queue
 costs: 16 decode and 20,000 wait, of whom none finds a seat, while another joins in each step.
 
-With `--against DIR` the benchmark of this checkout and that of the one in DIR run by turns, and their medians
-are compared.
+With `--against DIR` this checkout and the one in DIR measure by turns, block by block, and their medians are
+compared.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from engine.core.policies.base import Order
 from engine.core.policies.order import Fcfs, Priority
-from experiments.by_turns import Figures, compare
-from experiments.core_regimes import REGIMES, Regime, RunStep, queueing
+from experiments.by_turns import TAKE_TURNS, Figures, Measurement, collect, compare, take_turns
+from experiments.core_regimes import REGIMES, RunStep, queueing
 from experiments.errors import plain_errors
 from experiments.output import stdout_console
 
@@ -37,29 +36,25 @@ ORDERS: dict[str, Order] = {
 }
 
 
-def measure(run_step: RunStep, num_steps: int, num_blocks: int) -> list[float]:
-    """CPU microseconds a step, one figure for each block of `num_steps`."""
-    times_us = []
+def measure(name: str, run_step: RunStep, num_steps: int, num_blocks: int) -> Iterator[Measurement]:
+    """CPU microseconds a step, in one block of `num_steps` after the other."""
     for _ in range(num_blocks):
         begin_ns = time.process_time_ns()
         for _ in range(num_steps):
             run_step()
-        times_us.append((time.process_time_ns() - begin_ns) / 1e3 / num_steps)
-    return times_us
+        yield name, (time.process_time_ns() - begin_ns) / 1e3 / num_steps
 
 
-def everything(num_steps: int, num_blocks: int, regimes: Mapping[str, Regime] = REGIMES) -> Figures:
-    """CPU microseconds a step of each block: every regime at every size, then the long queues."""
-    figures = Figures()
-    for name, regime in regimes.items():
+def measurements(num_steps: int, num_blocks: int) -> Iterator[Measurement]:
+    """Every regime at every size, then the long queues."""
+    num_steps_in_all = num_steps * num_blocks
+    for name, regime in REGIMES.items():
         for num_running in NUM_RUNNING:
-            run_step = regime(num_running, num_steps * num_blocks)
-            figures[f"{name}, {num_running} running"] = measure(run_step, num_steps, num_blocks)
+            run_step = regime(num_running, num_steps_in_all)
+            yield from measure(f"{name}, {num_running} running", run_step, num_steps, num_blocks)
     for name, order in ORDERS.items():
-        crowd = partial(queueing, num_waiting=NUM_WAITING, order=order)
-        run_step = crowd(16, num_steps * num_blocks)
-        figures[f"{NUM_WAITING:,} waiting, {name}"] = measure(run_step, num_steps, num_blocks)
-    return figures
+        run_step = queueing(16, num_steps_in_all, num_waiting=NUM_WAITING, order=order)
+        yield from measure(f"{NUM_WAITING:,} waiting, {name}", run_step, num_steps, num_blocks)
 
 
 def table(figures: Figures) -> Table:
@@ -77,21 +72,22 @@ def table(figures: Figures) -> Table:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table, or JSON, or a comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="steps in a block")
-    parser.add_argument("--blocks", type=int, default=9, help="blocks, of which the median is shown")
+    parser.add_argument("--steps", type=int, default=200, help="steps in a block")
+    parser.add_argument("--blocks", type=int, default=15, help="blocks, of which the median is shown")
     parser.add_argument("--json", action="store_true", help="print all figures in one line of JSON")
     parser.add_argument("--against", type=Path, metavar="DIR", help="compare with another checkout")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each checkout")
+    parser.add_argument(TAKE_TURNS, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    found = measurements(options.steps, options.blocks)
     if options.against is not None:
-        size = [f"--steps={options.steps}", f"--blocks={options.blocks}", "--json"]
-        stdout_console().print(compare(options.against, "experiments.bench_core", size, options.rounds))
-        return
-    figures = everything(options.steps, options.blocks)
-    if options.json:
-        print(json.dumps(figures))
+        size = [f"--steps={options.steps}", f"--blocks={options.blocks}"]
+        stdout_console().print(compare(options.against, "experiments.bench_core", size))
+    elif options.take_turns:
+        take_turns(found)
+    elif options.json:
+        print(json.dumps(collect(found)))
     else:
-        stdout_console().print(table(figures))
+        stdout_console().print(table(collect(found)))
 
 
 if __name__ == "__main__":

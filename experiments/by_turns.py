@@ -1,7 +1,9 @@
 """Two checkouts measured in one run: the benchmark of this one and that of the other, by turns.
 
-A machine drifts, and so figures of two runs with an hour between them say little of each other. Each turn is
-a process of its own, in which nothing is warm from the one before.
+A machine that is shared is faster at one moment and slower at the next, by more than what is to be told
+apart. So both benchmarks stand ready, in a process each, and take one measurement after the other: what is
+compared are neighbours. A benchmark is a module with a generator of measurements, which it hands to
+`take_turns` if it is called with `--take-turns`.
 """
 
 from __future__ import annotations
@@ -11,8 +13,11 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import TextIO
 
 from rich import box
 from rich.table import Table
@@ -20,49 +25,98 @@ from rich.table import Table
 from engine.core.errors import UserError
 
 HERE = Path(__file__).resolve().parent.parent
+TAKE_TURNS = "--take-turns"
+Measurement = tuple[str, float]
+"""What was measured, and its value."""
 Figures = dict[str, list[float]]
-"""What was measured, by name, once or several times."""
+"""All values of each name, in the order in which they were measured."""
 
 
-def run_in(tree: Path, module: str, arguments: Sequence[str]) -> Figures:
-    """The figures that a benchmark of a checkout prints, as JSON in the last line of its output.
-
-    Raises:
-        UserError: the checkout has no such benchmark, or it fails; with what it wrote to stderr.
-    """
-    if not (tree / f"{module.replace('.', '/')}.py").is_file():
-        raise UserError(f"{tree} has no {module}: name a checkout of this repository that has it")
-    command = [sys.executable, "-m", module, *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(tree), str(tree / "kernels")))}
-    ran = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
-    if ran.returncode != 0:
-        raise UserError(f"in {tree}, {' '.join(command[1:])} failed: {ran.stderr.strip()[-2000:]}")
-    figures: Figures = json.loads(ran.stdout.splitlines()[-1])
+def collect(measurements: Iterator[Measurement]) -> Figures:
+    """All of them, by name."""
+    figures = Figures()
+    for name, value in measurements:
+        figures.setdefault(name, []).append(value)
     return figures
 
 
-def compare(other: Path, module: str, arguments: Sequence[str], num_rounds: int) -> Table:
-    """What the benchmark gives there and here: medians, least values, and their ratios.
+def take_turns(measurements: Iterator[Measurement]) -> None:
+    """Measure once for each line on stdin, and answer with a line of JSON; with `null` after the last."""
+    for _ in sys.stdin:
+        print(json.dumps(next(measurements, None)), flush=True)
 
-    The least is what a machine with other work to do disturbs least. A figure that only one of the two has is
-    left out.
+
+class _Side:
+    """The benchmark of one checkout, which waits for its turns.
+
+    Raises:
+        UserError: the checkout has no such benchmark.
     """
-    there, here = Figures(), Figures()
-    for _ in range(num_rounds):
-        for tree, found in ((other.resolve(), there), (HERE, here)):
-            for name, values in run_in(tree, module, arguments).items():
-                found.setdefault(name, []).extend(values)
-    table = Table(title=f"there: {other}", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("", "median there", "here", "here / there", "least there", "here", "here / there"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for name in there:
-        if name in here:
-            table.add_row(
-                name, *_row(statistics.median, there[name], here[name]), *_row(min, there[name], here[name])
+
+    def __init__(
+        self, tree: Path, module: str, arguments: Sequence[str], errors: TextIO, stack: ExitStack
+    ) -> None:
+        if not (tree / f"{module.replace('.', '/')}.py").is_file():
+            raise UserError(f"{tree} has no {module}: name a checkout of this repository that has it")
+        self.figures = Figures()
+        self._tree = tree
+        self._errors = errors
+        self._process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-m", module, *arguments, TAKE_TURNS],
+                cwd=tree,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tree), str(tree / "kernels")))},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
             )
+        )
+
+    def measure(self) -> bool:
+        """Take a turn; False if there is nothing left to measure.
+
+        Raises:
+            UserError: the benchmark failed; with what it wrote to stderr.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            os.write(self._process.stdin.fileno(), b"\n")  # nothing stays in a buffer if it is gone
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._process.wait()
+            self._errors.seek(0)
+            raise UserError(f"the benchmark in {self._tree} failed: {self._errors.read().strip()[-2000:]}")
+        found: Measurement | None = json.loads(line)
+        if found is not None:
+            self.figures.setdefault(found[0], []).append(found[1])
+        return found is not None
+
+
+def compare(other: Path, module: str, arguments: Sequence[str]) -> Table:
+    """What the benchmark of another checkout gives, and that of this one: medians, and their ratio.
+
+    The ratio is the median over pairs of neighbours. A figure that only one of the two has is left out.
+    """
+    with TemporaryFile("w+") as errors, ExitStack() as stack:
+        there, here = (_Side(tree, module, arguments, errors, stack) for tree in (other.resolve(), HERE))
+        while any([there.measure(), here.measure()]):
+            pass
+    table = Table(title=f"there: {other}", box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("median", "there", "here", "here / there", "middle half"):
+        table.add_column(heading, justify="left" if heading == "median" else "right")
+    for name in there.figures:
+        if name in here.figures:
+            table.add_row(name, *_row(there.figures[name], here.figures[name]))
     return table
 
 
-def _row(statistic: Callable[[Sequence[float]], float], there: list[float], here: list[float]) -> list[str]:
-    before, after = statistic(there), statistic(here)
-    return [f"{before:,.1f}", f"{after:,.1f}", f"{after / before:.3f}"]
+def _row(there: Sequence[float], here: Sequence[float]) -> list[str]:
+    ratios = [after / before for before, after in zip(there, here, strict=False)]
+    low, middle, high = (
+        statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    )
+    medians = [f"{statistics.median(values):,.1f}" for values in (there, here)]
+    return [*medians, f"{middle:.3f}", f"{low:.3f} to {high:.3f}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 import pytest
@@ -95,29 +96,37 @@ def test_every_order_keeps_a_crowd_waiting(seen: list[Seen]) -> None:
         assert seen[-1].num_tokens == 4
 
 
-def test_figures_of_two_checkouts_come_by_turns(
+def test_two_checkouts_measure_by_turns(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A checkout whose benchmark prints what it was asked, in its own folder, and with its own modules."""
-    there, here = tmp_path / "there", tmp_path / "here"
-    for tree, values in ((there, [4.0, 2.0, 6.0]), (here, [1.0, 3.0, 2.0])):
-        (tree / "experiments").mkdir(parents=True)
-        (tree / "experiments" / "__init__.py").touch()
-        turns = tmp_path / "turns"
-        script = f"""import json, sys; from pathlib import Path
-assert sys.argv[1:] == ["--steps=7", "--blocks=2", "--json"]
-with Path({str(turns)!r}).open("a") as file:
-    print(Path.cwd().name, file=file)
-print("something else")
-print(json.dumps({{"decode": {values}, {tree.name!r}: [1.0]}}))"""
-        (tree / "experiments" / "bench_core.py").write_text(script)
+    """Benchmarks that note when they measure; each runs in its own checkout."""
+    there, here, turns = tmp_path / "there", tmp_path / "here", tmp_path / "turns"
+    for tree, values in ((there, [4.0, 2.0, 8.0]), (here, [1.0, 3.0, 2.0])):
+        make_benchmark(
+            tree,
+            f"""
+            import json, sys; from pathlib import Path
+            assert sys.argv[1:] == ["--steps=7", "--blocks=3", "--take-turns"]
+            values = iter([*(["decode", value] for value in {values}), ["{tree.name} only", 1.0]])
+            for _ in sys.stdin:
+                with Path({str(turns)!r}).open("a") as file: print(Path.cwd().name, file=file)
+                print(json.dumps(next(values, None)), flush=True)
+            """,
+        )
     monkeypatch.setattr(by_turns, "HERE", here)
-    bench_core.main(["--against", str(there), "--steps", "7", "--blocks", "2", "--rounds", "2"])
-    assert turns.read_text().split() == ["there", "here"] * 2
-    rows = capsys.readouterr().out.splitlines()
-    assert [row.split() for row in rows if "decode" in row] == [
-        ["decode", "4.0", "2.0", "0.500", "2.0", "1.0", "0.500"]
+    bench_core.main(["--against", str(there), "--steps", "7", "--blocks", "3"])
+    assert turns.read_text().split() == ["there", "here"] * 5
+    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
+    assert [row for row in rows if "decode" in row] == [
+        ["decode", "4.0", "2.0", "0.250", "0.250", "to", "0.875"]
     ]
+    assert not any("only" in row for row in rows)
+
+
+def make_benchmark(tree: Path, script: str) -> None:
+    (tree / "experiments").mkdir(parents=True)
+    (tree / "experiments" / "__init__.py").touch()
+    (tree / "experiments" / "bench_core.py").write_text(dedent(script))
 
 
 def test_a_folder_that_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,13 +135,30 @@ def test_a_folder_that_is_no_checkout(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"{tmp_path} has no experiments.bench_core" in capsys.readouterr().err
 
 
-def test_a_benchmark_that_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "__init__.py").touch()
-    (tmp_path / "experiments" / "bench_core.py").write_text("raise SystemExit('no such thing')")
+@pytest.mark.parametrize("script", ["raise SystemExit('no such thing')", "input(); 1 / 0"])
+def test_a_benchmark_that_fails(script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_benchmark(tmp_path, script)
     with pytest.raises(SystemExit):
         bench_core.main(["--against", str(tmp_path)])
-    assert "failed: no such thing" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"error: the benchmark in {tmp_path} failed: ")
+
+
+def test_a_benchmark_that_fails_while_the_other_measures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    make_benchmark(there, "import time; input(); time.sleep(0.3); print('null')")
+    make_benchmark(here, "raise SystemExit('no such thing')")
+    monkeypatch.setattr(by_turns, "HERE", here)
+    with pytest.raises(SystemExit):
+        bench_core.main(["--against", str(there)])
+    assert f"error: the benchmark in {here} failed: no such thing" in capsys.readouterr().err
+
+
+def test_one_measurement_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.stdin", ["\n"] * 3)
+    by_turns.take_turns(iter([("decode", 2.0), ("decode", 3.0)]))
+    assert capsys.readouterr().out == '["decode", 2.0]\n["decode", 3.0]\nnull\n'
 
 
 def test_one_line_of_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
