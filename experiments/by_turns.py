@@ -46,6 +46,21 @@ def take_turns(measurements: Iterator[Measurement]) -> None:
         print(json.dumps(next(measurements, None)), flush=True)
 
 
+def check_has(tree: Path, module: str) -> None:
+    """Refuse a folder without this module: Python would take the module of another place.
+
+    Raises:
+        UserError: it is no checkout, or too old a one.
+    """
+    if not (tree / f"{module.replace('.', '/')}.py").is_file():
+        raise UserError(f"{tree} has no {module}: name a checkout of this repository that has it")
+
+
+def environment(tree: Path) -> dict[str, str]:
+    """The environment of a process that imports from this checkout, wherever the package is installed."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join((str(tree), str(tree / "kernels")))}
+
+
 class _Side:
     """The benchmark of one checkout, which waits for its turns.
 
@@ -56,8 +71,7 @@ class _Side:
     def __init__(
         self, tree: Path, module: str, arguments: Sequence[str], errors: TextIO, stack: ExitStack
     ) -> None:
-        if not (tree / f"{module.replace('.', '/')}.py").is_file():
-            raise UserError(f"{tree} has no {module}: name a checkout of this repository that has it")
+        check_has(tree, module)
         self.figures = Figures()
         self._tree = tree
         self._errors = errors
@@ -65,7 +79,7 @@ class _Side:
             subprocess.Popen(
                 [sys.executable, "-m", module, *arguments, TAKE_TURNS],
                 cwd=tree,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join((str(tree), str(tree / "kernels")))},
+                env=environment(tree),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -96,20 +110,25 @@ class _Side:
 
 
 def compare(other: Path, module: str, arguments: Sequence[str]) -> Table:
-    """What the benchmark of another checkout gives, and that of this one: medians, and their ratio.
-
-    The ratio is the median over pairs of neighbours. A figure that only one of the two has is left out.
-    """
+    """What the benchmark of another checkout gives, and that of this one, as `comparison` shows it."""
     with TemporaryFile("w+") as errors, ExitStack() as stack:
         there, here = (_Side(tree, module, arguments, errors, stack) for tree in (other.resolve(), HERE))
         while any([there.measure(), here.measure()]):
             pass
+    return comparison(other, there.figures, here.figures)
+
+
+def comparison(other: Path, there: Figures, here: Figures) -> Table:
+    """Medians of the figures of another checkout and of this one, and their ratio.
+
+    The ratio is the median over pairs of neighbours. A figure that only one of the two has is left out.
+    """
     table = Table(title=f"there: {other}", box=box.SIMPLE_HEAD, title_justify="left")
     for heading in ("median", "there", "here", "here / there", "middle half"):
         table.add_column(heading, justify="left" if heading == "median" else "right")
-    for name in there.figures:
-        if name in here.figures:
-            table.add_row(name, *_row(there.figures[name], here.figures[name]))
+    for name in there:
+        if name in here:
+            table.add_row(name, *_row(there[name], here[name]))
     return table
 
 

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "python -m pagedkv.bench": "needs a GPU: tests/kernels/test_bench.py",
     "python -m experiments.bench_engine": "tests/experiments/test_bench_engine.py",
     "python -m experiments.bench_core": "a measurement of a minute",
+    "python -m experiments.bench_sim": "minutes: tests/experiments/test_bench_sim.py",
     "python -m experiments.soak": "hours of random steps: tests/experiments/test_cli.py, tests/laws",
 }
 """What is not executed here, by the start of the command, and why."""
