@@ -153,6 +153,14 @@ class Preemption(NamedTuple):
     """A swap was wanted, but the host pool had no room for it."""
 
 
+class Recomputed(NamedTuple):
+    """A request computes positions in this step that it had computed before it was preempted."""
+
+    request_id: str
+    num_tokens: int
+    """Of its chunk, summed over the sequences."""
+
+
 class Rejection(NamedTuple):
     """A request that can never run to its end under the limits in force, and why."""
 
@@ -191,6 +199,8 @@ class StepPlan(NamedTuple):
     num_tokens: int
     """Tokens computed in this step, over all chunks and sequences."""
     after: PoolState
+    recomputed: tuple[Recomputed, ...] = ()
+    """In batch order; nearly always nobody."""
 
 
 class FinishReason(StrEnum):

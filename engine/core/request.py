@@ -33,6 +33,7 @@ class Request:
         "effective_priority",
         "id",
         "live",
+        "max_computed_tokens",
         "max_tokens",
         "n",
         "num_computed_tokens",
@@ -64,6 +65,8 @@ class Request:
         self.num_prefill_tokens = spec.num_prompt_tokens
         """Length at the last admission: below it a chunk is prefill, recomputation included."""
         self.num_preemptions = 0
+        self.max_computed_tokens = 0
+        """The most that was computed when KV was dropped: below this, computing is computing again."""
         self.num_writable_slots = 0
         """Positions below this lie in blocks that the backend knows of and that no other sequence shares."""
         self.tables: dict[int, list[int]] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from engine.core import answers
@@ -13,6 +13,7 @@ from engine.core.plan import (
     PoolState,
     Preemption,
     PreemptionKind,
+    Recomputed,
     Rejection,
     StepPlan,
     TableUpdate,
@@ -326,6 +327,7 @@ class Step:
         else:
             victim.status = Status.WAITING
             self.kv.release(victim, self.kv.device)
+            victim.max_computed_tokens = max(victim.max_computed_tokens, victim.num_computed_tokens)
             victim.num_computed_tokens = 0
 
     def _reject(self, queue: list[Request], reason: str) -> None:
@@ -419,7 +421,16 @@ class Step:
                 len(self.kv.host.free),
                 scheduler.num_kv_tokens,
             ),
+            tuple(_recomputed(self.chunks)) if self.chunks else (),
         )
+
+
+def _recomputed(chunks: Mapping[Request, Chunk]) -> Iterator[Recomputed]:
+    """What of some chunks had been computed before; decodes of up-to-date requests never had."""
+    for request, chunk in chunks.items():
+        num_tokens = min(request.max_computed_tokens, chunk.start + chunk.num_tokens) - chunk.start
+        if num_tokens > 0:
+            yield Recomputed(request.id, num_tokens * len(chunk.seqs))
 
 
 def _split(requests: list[Request]) -> tuple[list[Request], list[Request]]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.core.events import EventKind
-from engine.core.plan import Preemption, PreemptionKind, TransferKind
+from engine.core.plan import Preemption, PreemptionKind, Recomputed, TransferKind
 from engine.core.policies.order import NS_PER_S, Priority
 from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
 from engine.core.policies.victim import LowestPriority
@@ -55,6 +55,16 @@ def test_recompute() -> None:
     report = trial.report()
     assert report["blocks swap_out"] == 0
     assert report["tokens"] == 2 * (4 + 5) + sum(preemption.num_tokens for preemption in found)
+
+
+def test_a_plan_tells_what_is_computed_again() -> None:
+    """In pieces of 3 tokens; what the first life had not reached is new."""
+    limits = Limits(max_num_seqs=2, max_num_batched_tokens=3, max_model_len=20)
+    plans, _ = drain(two_in_a_pool_for_one(limits=limits))
+    lost = [preemption.num_tokens for plan in plans for preemption in plan.preemptions]
+    again = [again for plan in plans for again in plan.recomputed]
+    assert lost == [4]
+    assert again == [Recomputed("second", 3), Recomputed("second", 1)]
 
 
 def test_a_full_host_pool_falls_back_to_recomputation() -> None:
