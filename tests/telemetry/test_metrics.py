@@ -220,6 +220,8 @@ def test_rankings() -> None:
     assert kendall_tau(a, {name: -value for name, value in b.items()}) == pytest.approx(-1)
     assert kendall_tau(a, {"x": 2.0, "y": 1.0, "z": 3.0}) == pytest.approx(1 / 3)
     assert math.isnan(kendall_tau({"x": 1.0}, {"x": 1.0}))
+    assert kendall_tau(a, {"x": 1.0, "y": 1.0, "z": 3.0}) == pytest.approx(2 / math.sqrt(3 * 2)), "a tie"
+    assert math.isnan(kendall_tau(a, dict.fromkeys(a, 1.0))), "nobody is told apart"
     with pytest.raises(ValueError, match="different policies"):
         kendall_tau(a, {"x": 1.0})
     assert winner(a, lower_is_better=True) == "x" and winner(a, lower_is_better=False) == "z"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+import pytest
+from scipy.stats import kendalltau
 
 from engine.telemetry.metrics import summarize
-from engine.telemetry.saturation import saturation
+from engine.telemetry.saturation import saturation, trend_p_value
 from experiments.analysis import Served, serve
 
 POOL = ("workload.num_requests=300", "pool=blocks", "pool.num_blocks=1200")
@@ -39,3 +41,14 @@ def test_it_cannot_be_told_of_few_or_of_all_at_once() -> None:
     assert np.isnan(serve("workload.num_requests=10").summary["saturated"])
     burst = serve("workload=burst", "workload.num_requests=50")
     assert np.isnan(summarize(burst.log)["saturated"])
+
+
+def test_the_trend_against_scipy() -> None:
+    """With ties and without, rising and falling."""
+    rng = np.random.default_rng(0)
+    for decimals in (0, 1, 8):
+        for drift in (-0.3, 0.0, 0.5):
+            values = np.round(np.cumsum(rng.normal(drift, 1, 10)), decimals)
+            right = kendalltau(range(10), values, alternative="greater", method="asymptotic").pvalue
+            assert trend_p_value(values) == pytest.approx(right)
+    assert trend_p_value(np.ones(10)) == 1
