@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 class Calibration:
     """Short workloads that the engine serves to be measured, and the steps that were measured so far.
 
-    A round serves each workload under each of the contenders. Rounds may lie between other runs of the
+    A round serves the workloads `under_each` under each of the contenders, and every other one, which is the
+    same work under any of them, under one: the contenders in turn. Rounds may lie between other runs of the
     engine: the speed of a shared machine drifts, and what is compared should be measured at the same times.
     """
 
@@ -56,6 +57,7 @@ class Calibration:
         pairs_per_token: float,
         contenders: Mapping[str, MakePolicies],
         workloads: Mapping[str, Sequence[RequestSpec]],
+        under_each: Sequence[str],
         probe: str,
     ) -> None:
         self.rounds: list[StepSamples] = []
@@ -66,21 +68,20 @@ class Calibration:
         self.setup = Setup(model, stage.backend.capacity, limits, policies_by_name)
         # With a journal, since the runs to be predicted write one: it is part of the period of a step.
         journal = Path(os.devnull)
-        self._runs = [
-            Run(
-                specs,
-                limits,
-                make_policies,
-                f"calibrating: {name}, {contender}",
-                journal,
-            )
+        self._runs = {
+            name: [
+                Run(specs, limits, make_policies, f"calibrating: {name}, {contender}", journal)
+                for contender, make_policies in contenders.items()
+            ]
             for name, specs in workloads.items()
-            for contender, make_policies in contenders.items()
-        ]
-        if probe not in workloads:
-            raise UserError(
-                f"calibration.probe is {probe!r}: choose one of calibration.workloads, {', '.join(workloads)}"
-            )
+        }
+        self._under_each = frozenset(under_each)
+        for key, name in [("probe", probe), *(("under_each", name) for name in under_each)]:
+            if name not in workloads:
+                names = ", ".join(workloads)
+                raise UserError(
+                    f"calibration.{key} is {name!r}: choose one of calibration.workloads, {names}"
+                )
         policies = next(iter(contenders.values()))
         self.probe_run = Run(workloads[probe], limits, policies, "probing the speed of the machine", journal)
         """What tells the speed of the machine: one of the workloads, alone."""
@@ -106,19 +107,24 @@ class Calibration:
             ratio,
             contenders,
             workloads,
+            config.calibration.under_each,
             config.calibration.probe,
         )
 
     def warm_up(self) -> None:
         """Serve the first workload once and look away: the first steps of a process are slow."""
-        self._stage.warm_up(self._runs[0])
+        self._stage.warm_up(next(iter(self._runs.values()))[0])
 
     def round(self) -> None:
         """Measure."""
         samples = StepSamples()
-        for run in self._runs:
+        for run in self._runs_of_round(len(self.rounds)):
             self._stage.play(replace(run, observers=(samples,)))
         self.rounds.append(samples)
+
+    def _runs_of_round(self, number: int) -> Iterator[Run]:
+        for i, (name, runs) in enumerate(self._runs.items()):
+            yield from runs if name in self._under_each else [runs[(number + i) % len(runs)]]
 
     @property
     def samples(self) -> StepSamples:

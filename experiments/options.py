@@ -105,6 +105,7 @@ class Calibrating:
 
     num_rounds: Count
     probe: str
+    under_each: Sequence[str]
     workloads: Mapping[str, Workload]
     contenders: Mapping[str, Contender]
 

@@ -20,6 +20,10 @@ class Probe:
         self._run = run
         self.readings_ns: list[float] = []
 
+    def warm_up(self) -> None:
+        """Serve the requests and look away: after other work the first steps find cold caches."""
+        self._stage.warm_up(self._run)
+
     def measure(self) -> None:
         """Take a reading: less than a second on a CPU."""
         samples = StepSamples()

@@ -75,9 +75,8 @@ def measure(
         for name, make_policies in contenders.items()
     }
     # After fitting and simulating, the engine's next run was 5.8 % slower than priced (mean of 17, standard
-    # error 1.6), later ones 0.4 to 2.7 %; with this, 0.9 % (mean of 7, standard error 3.1): likely, not
-    # proven.
-    calibration.warm_up()
+    # error 1.6), later ones 0.4 to 2.7 %: likely, not proven.
+    campaign.probe.warm_up()
     cell_runs = campaign.execute(runs, config.num_repeats, directory)
     cost = calibration.fit(provenance(config))
     undrifted = calibration.fit(provenance(config), campaign.round_paces)

@@ -54,7 +54,7 @@ def campaign(pace: Pace, titles: list[str] | None = None) -> tuple[Campaign, Cal
     contenders = contenders_from_config(composed("validate"))
     workloads = {"few": [RequestSpec(f"c{i}", 0, 20, 5, 5) for i in range(3)]}
     one = {"swap": contenders["swap"]}
-    calibration = Calibration(stage, LIMITS, {}, 1e-4, one, workloads, "few")
+    calibration = Calibration(stage, LIMITS, {}, 1e-4, one, workloads, ["few"], "few")
     runs = {
         cell: Run([RequestSpec(f"r{i}", 0, 20, 9, 9) for i in range(4)], LIMITS, contenders[cell.contender])
         for cell in CELLS
@@ -73,6 +73,24 @@ def test_runs_calibration_and_probe_are_interleaved(tmp_path: Path) -> None:
     second = [f"{cell.name}-measured-2" for cell in (*CELLS[1:], CELLS[0])]
     blocks = ["C", *first, "C", *second, "C"]
     assert order == ["P", *(word for block in blocks for word in (block, "P"))]
+
+
+def test_a_workload_that_preempts_nobody_is_served_under_one_contender_a_round() -> None:
+    """Under all of them it would be the same work again."""
+    titles: list[str] = []
+    backend = SimulatedBackend(CAPACITY, PerStep(), LIMITS.max_model_len)
+    stage = Watched(World.MEASURED, backend, lambda: simulate, titles)
+    contenders = contenders_from_config(composed("validate"))
+    workloads = {name: [RequestSpec("c0", 0, 20, 5, 5)] for name in ("traffic", "decodes", "prompts")}
+    calibration = Calibration(stage, LIMITS, {}, 1e-4, contenders, workloads, ["traffic"], "decodes")
+    rounds = []
+    for _ in range(2):
+        titles.clear()
+        calibration.round()
+        rounds.append([title.removeprefix("calibrating: ") for title in titles])
+    traffic = ["traffic, swap", "traffic, recompute"]
+    assert rounds[0] == [*traffic, "decodes, recompute", "prompts, swap"]
+    assert rounds[1] == [*traffic, "decodes, swap", "prompts, recompute"]
 
 
 def test_the_fit_never_sees_the_runs_it_is_judged_on(tmp_path: Path) -> None:

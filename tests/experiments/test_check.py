@@ -123,7 +123,7 @@ def test_a_value_is_blamed_where_it_was_written(key: str, value: float) -> None:
         ("slo_ms.foo", "choose ttft, tpot, e2el"),
         ("workload.arrivals.foo", "choose burstiness"),
         ("victim.foo", "LastAdmitted takes no keys"),
-        ("calibration.foo", "choose num_rounds, probe, workloads, contenders"),
+        ("calibration.foo", "choose num_rounds, probe, under_each, workloads, contenders"),
         ("contenders.swap.foo", "choose order, admission"),
     ],
 )

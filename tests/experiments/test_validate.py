@@ -246,6 +246,7 @@ BEFORE_ANYTHING = {
     "workload=burst": "give loads=null to serve the workload as it is",
     "workload.rate_per_s=3": "workload.rate_per_s would have no effect, since loads=[0.7, 1.5] sets it",
     "tolerance.mean=0": "tolerance.mean is 0",
+    "calibration.under_each=[none]": "calibration.under_each is 'none': choose one of",
     "calibration.probe=none": "calibration.probe is 'none': choose one of calibration.workloads, traffic",
 }
 

@@ -74,7 +74,10 @@ def validated(directory: Path, pace: Pace, *overrides: str) -> Findings:
     }
     contenders = contenders_from_config(config, config.calibration.contenders)
     model = described(**served_model(config))
-    calibration = Calibration(engine, limits, model, 1e-4, contenders, workloads, config.calibration.probe)
+    chosen = config.calibration
+    calibration = Calibration(
+        engine, limits, model, 1e-4, contenders, workloads, chosen.under_each, chosen.probe
+    )
     config, _, measured = measure(config, engine, calibration, directory, lambda load, workload: None)
     summaries = [summarize(cell_run.outcome.log, {}) for cell_run in measured.cell_runs]
     return evaluate(config, capacity, measured, summaries)
