@@ -108,6 +108,8 @@ class ModelV1Async(ModelV1):
                 self.free += job.blocks
                 queue = self.running if job in self.running else self.waiting
                 queue.remove(job)
+            elif job in self.waiting:
+                self._note_if_hopeless(job)
         self._ended_since_plan |= bool(finished)
         return {
             "number": plan.number,
