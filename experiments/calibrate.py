@@ -24,6 +24,7 @@ from rich.table import Table
 
 from engine.core.errors import UserError
 from engine.core.spec import Limits, RequestSpec
+from engine.core.work import Work
 from experiments.compose import build, contenders_from_config, served_model, stage_from_config
 from experiments.errors import entry_point
 from experiments.options import CalibrateOptions
@@ -31,7 +32,6 @@ from experiments.output import print_files, print_line, stdout_console
 from experiments.samples import StepSamples
 from experiments.twin_command import twin_command
 from experiments.worlds import MakePolicies, Run, Stage
-from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
 from sim.cost.kinds import kind
@@ -204,7 +204,7 @@ def write_calibration(cost: Fitted, samples: StepSamples, directory: Path) -> li
 
     model, steps = directory / "cost_model.json", directory / "calibration_steps.csv"
     cost.save(model)
-    frame = pd.DataFrame(samples.steps, columns=list(StepFeatures._fields))
+    frame = pd.DataFrame(samples.steps, columns=list(Work._fields))
     frame.assign(period_ns=samples.periods_ns).to_csv(steps, index=False)
     predicted = pd.DataFrame([cost.parts_ns(step) for step in samples.steps])
     figure = calibration_figure(samples.periods_ns, predicted, [kind(step) for step in samples.steps])

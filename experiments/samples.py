@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from engine.core.events import Event
 from engine.core.plan import StepPlan, StepResult
 from engine.core.spec import RequestSpec
-from sim.cost.base import CostModel, StepFeatures, features
+from engine.core.work import Work
+from sim.cost.base import CostModel
 from sim.cost.kinds import kind
 
 
 class StepSamples:
-    """An observer that keeps the features and the period of each step (engine.core.serving.Observer).
+    """An observer that keeps the work and the period of each step (engine.core.serving.Observer).
 
     The period is that of the driver, from one step's beginning to the next one's: planning, execution and
     bookkeeping of this step together. That is what a simulated step must take, for the step after it to begin
@@ -21,7 +22,7 @@ class StepSamples:
     """
 
     def __init__(self) -> None:
-        self.steps: list[StepFeatures] = []
+        self.steps: list[Work] = []
         self.periods_ns: list[int] = []
         self._start_ns: int | None = None
         """Of the step whose period goes on, if it is to be kept."""
@@ -37,7 +38,7 @@ class StepSamples:
     ) -> None:
         """Keep a step that computed or moved something."""
         if plan.num_tokens or plan.transfers:
-            self.steps.append(features(plan))
+            self.steps.append(Work.of(plan))
             self._start_ns = start_ns
 
     def closed(self, now_ns: int) -> None:
@@ -64,7 +65,7 @@ class StepSamples:
         return whole
 
 
-def by_kind(steps: Sequence[StepFeatures], values: Sequence[float]) -> dict[str, list[float]]:
+def by_kind(steps: Sequence[Work], values: Sequence[float]) -> dict[str, list[float]]:
     """One value a step, in order, for each kind of step that occurs (sim.cost.kinds)."""
     groups: dict[str, list[float]] = {}
     for step, value in zip(steps, values, strict=True):

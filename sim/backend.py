@@ -10,7 +10,8 @@ from engine.core.errors import UserError
 from engine.core.fields import Count, check_value
 from engine.core.plan import Finish, FinishReason, StepPlan, StepResult
 from engine.core.spec import Capacity, RequestSpec
-from sim.cost.base import CostModel, Extrapolation, MeasuredCostModel, StepFeatures, features
+from engine.core.work import Work
+from sim.cost.base import CostModel, Extrapolation, MeasuredCostModel
 from sim.pace import Pace
 
 
@@ -52,7 +53,7 @@ class SimulatedBackend:
         finished = self._finished(plan)
         if not plan.chunks and not plan.transfers:
             return StepResult(duration_ns=0, finished=finished)
-        return self._priced(features(plan), finished)
+        return self._priced(Work.of(plan), finished)
 
     def pop_remark(self) -> str | None:
         """What a reader must know of the times since the last call, in one line: how far they are guessed."""
@@ -60,7 +61,7 @@ class SimulatedBackend:
         caveat = None if self._measured is None else self._measured.caveat
         return "; ".join(filter(None, (caveat, extrapolation.remark()))) or None
 
-    def _priced(self, step: StepFeatures, finished: tuple[Finish, ...]) -> StepResult:
+    def _priced(self, step: Work, finished: tuple[Finish, ...]) -> StepResult:
         parts_ns = self._cost.parts_ns(step)
         if self._measured is not None:
             self._extrapolation.note(self._measured.beyond(step))
@@ -72,7 +73,7 @@ class SimulatedBackend:
             duration_ns, transfer_ns = round(factor * duration_ns), round(factor * transfer_ns)
         return StepResult(duration_ns, finished, None, parts_ns, transfer_ns)
 
-    def _without_transfers_ns(self, step: StepFeatures) -> int:
+    def _without_transfers_ns(self, step: Work) -> int:
         """What the step would take if it moved nothing: the rest is transfer time that is not hidden."""
         alone = step._replace(
             num_blocks_swapped_out=0, num_blocks_swapped_in=0, num_blocks_copied=0, num_transfers=0

@@ -7,10 +7,10 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from sim.cost.base import StepFeatures
+from engine.core.work import Work
 from sim.cost.kinds import kind
 
-Pace = Callable[[StepFeatures], float]
+Pace = Callable[[Work], float]
 """Asked once a step, in order: time of the step / what the cost model says."""
 
 
@@ -33,7 +33,7 @@ class Rerun:
             if values
         }
 
-    def __call__(self, step: StepFeatures) -> float:
+    def __call__(self, step: Work) -> float:
         """The next ratio of this kind; 1 for a kind that was not measured."""
         ratios = self._ratios.get(kind(step))
         return 1.0 if ratios is None else next(ratios)

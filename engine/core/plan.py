@@ -41,7 +41,7 @@ class Batch(Sequence[Chunk]):
     Iteration and indexing give `Chunk`s.
     """
 
-    __slots__ = ("num_tokens", "request_ids", "samples", "seqs", "starts")
+    __slots__ = ("counted", "num_tokens", "request_ids", "samples", "seqs", "starts")
 
     def __init__(
         self,
@@ -56,6 +56,8 @@ class Batch(Sequence[Chunk]):
         self.num_tokens = num_tokens
         self.seqs = seqs
         self.samples = samples
+        self.counted: object = None
+        """What engine.core.work has counted here, for the next who asks: a batch does not change."""
 
     @classmethod
     def of(cls, chunks: Iterable[Chunk]) -> Batch:

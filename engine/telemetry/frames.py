@@ -23,7 +23,8 @@ def frames(recorder: Recorder, world: World, block_size: int) -> tuple[pd.DataFr
     """
     columns = _logged(recorder)
     tokens = token_times(recorder, columns["end_ns"])
-    columns["num_decode_tokens"] = columns["num_tokens"] - columns["num_prefill_tokens"]
+    columns["num_decode_tokens"] = columns["num_seqs"] - columns["num_prefill_chunks"]
+    columns["num_prefill_tokens"] = columns["num_tokens"] - columns["num_decode_tokens"]
     columns["num_table_blocks"], columns["num_unused_slots"] = _tables(recorder, tokens, block_size)
     steps = pd.DataFrame(columns, columns=list(STEP_COLUMNS), dtype="int64")
     parts = _parts(recorder)

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from engine.core.events import EventKind
-from engine.core.plan import Chunk, Preemption, PreemptionKind, Transfer, TransferKind
+from engine.core.plan import Preemption, PreemptionKind, Transfer, TransferKind
 from engine.core.spec import RequestSpec
 from engine.telemetry.schema import Phase
-
-
-class Work(NamedTuple):
-    """What computing a chunk amounts to; the columns are explained in `engine.telemetry.schema.PLANNED`."""
-
-    num_prefill_tokens: int
-    num_recomputed_tokens: int
-    decode_context_tokens: int
-    prefill_attention_pairs: int
 
 
 class RequestRecord:
@@ -40,7 +29,7 @@ class RequestRecord:
         self.reason = ""
         self.phases: list[tuple[Phase, int]] = [(Phase.WAITING, spec.arrival_ns)]
         self.max_computed_tokens = 0
-        """KV that a sequence has had; decodes since the last preemption may not count yet."""
+        """KV that a sequence has had, up to its first token; of several sequences, at any time."""
         self.num_swap_preemptions = 0
         self.num_recompute_preemptions = 0
         self.num_fallbacks = 0
@@ -48,21 +37,6 @@ class RequestRecord:
         self.num_recomputed_tokens = 0
         self.num_blocks_swapped_out = 0
         self.num_blocks_swapped_in = 0
-
-    def compute(self, chunk: Chunk, start_ns: int) -> Work:
-        """Take note of a chunk that is not the plain decode of a request with one sequence."""
-        _, start, num_tokens, seqs, _ = chunk
-        width, end = len(seqs), start + num_tokens
-        if self.first_scheduled_ns is None:
-            self.first_scheduled_ns = start_ns
-        recomputed = max(0, min(end, self.max_computed_tokens) - start) * width
-        self.num_recomputed_tokens += recomputed
-        self.max_computed_tokens = max(self.max_computed_tokens, end)
-        if num_tokens == 1 and start >= self.spec.num_prompt_tokens:
-            return Work(0, recomputed, end * width, 0)
-        # Query i of the chunk sees the keys of positions 0 to start + i.
-        pairs = num_tokens * start + num_tokens * (num_tokens + 1) // 2
-        return Work(num_tokens * width, recomputed, 0, pairs * width)
 
     def enter(self, phase: Phase, time_ns: int) -> None:
         """The request moves to another queue, or leaves the last one."""
@@ -78,8 +52,6 @@ class RequestRecord:
             self.num_recompute_preemptions += 1
             self.num_lost_tokens += preemption.num_tokens
             self.enter(Phase.WAITING, time_ns)
-        if self.spec.n == 1:  # of several sequences, every chunk goes through `compute`
-            self.max_computed_tokens = max(self.max_computed_tokens, preemption.num_tokens)
 
     def move(self, transfer: Transfer) -> None:
         """Count swapped blocks."""

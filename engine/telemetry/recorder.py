@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from engine.core.events import ENDINGS, Event, EventKind
-from engine.core.plan import Chunk, Finish, PreemptionKind, StepPlan, StepResult, TransferKind
+from engine.core.plan import Batch, Finish, PreemptionKind, StepPlan, StepResult
 from engine.core.spec import RequestSpec
+from engine.core.work import Work
 from engine.telemetry.record import RequestRecord
 from engine.telemetry.schema import PLANNED, Phase
 
@@ -39,7 +40,7 @@ class Recorder:
         self.steps = array("q")
         """The columns PLANNED of each step, one step after the other."""
         self.moves = array("q")
-        """Step number and the columns MOVED, for steps that move blocks, preempt or reject."""
+        """Step number and the columns MOVED, for steps that preempt or reject, and some that move blocks."""
         self.tables = array("q")
         """Changes of device block tables: step, record, sequence, length of its table from then on."""
         self.parts_ns: defaultdict[tuple[str, ...], tuple[array[int], array[float]]] = defaultdict(
@@ -78,32 +79,19 @@ class Recorder:
             self._move(plan, start_ns)
         if plan.admitted or plan.resumed:
             self._enter(plan, start_ns)
+        for request_id, num_tokens in plan.recomputed:
+            self._record(request_id).num_recomputed_tokens += num_tokens
         for request_id, seq, first, block_ids in plan.updates:
             self.tables.extend((self.num_steps, self._record(request_id).row, seq, first + len(block_ids)))
         owners: Sequence[TokenOwner] = plan.chunks.request_ids
-        num_seqs = len(owners)
-        context_tokens = num_seqs + sum(plan.chunks.starts)
-        prefill_tokens = recomputed_tokens = pairs = 0
-        special = self._special
-        if special and not special.isdisjoint(owners):
-            owners = list(owners)
-            rows = zip(*plan.chunks.columns, strict=True)
-            for chunk in [Chunk._make(row) for row in rows if row[0] in special]:
-                work = self._record(chunk.request_id).compute(chunk, start_ns)
-                prefill_tokens += work.num_prefill_tokens
-                recomputed_tokens += work.num_recomputed_tokens
-                context_tokens += work.decode_context_tokens - chunk.start - 1
-                pairs += work.prefill_attention_pairs
-                num_seqs += len(chunk.seqs) - 1
-                self._catch_up(chunk, owners)
+        if self._special and not self._special.isdisjoint(owners):
+            owners = self._owners_in(plan.chunks)
         if owners is not self._owners and owners != self._owners:
             self._owners = owners
             self.token_runs.extend((self.num_steps, len(self.token_owners)))
             self.token_owners += owners
-        self.steps.extend((
-            plan.step_id, start_ns, end_ns, end_ns, result.duration_ns, result.transfer_ns, plan.num_tokens,
-            prefill_tokens, recomputed_tokens, context_tokens, pairs, num_seqs, *plan.after,
-        ))  # fmt: skip
+        times_ns = start_ns, end_ns, end_ns, result.duration_ns, result.transfer_ns
+        self.steps.extend((plan.step_id, *times_ns, *Work.of(plan), *plan.after))
         if result.parts_ns:
             steps, parts_ns = self.parts_ns[tuple(result.parts_ns)]
             steps.append(self.num_steps)
@@ -116,21 +104,26 @@ class Recorder:
         """The period of the last step is over."""
         self.steps[CLOSED] = now_ns
 
-    def _catch_up(self, chunk: Chunk, owners: list[TokenOwner]) -> None:
-        """Mend the owners of the tokens of a step for a special request, which may have none or several."""
-        if self._record(chunk.request_id).spec.n > 1:
-            owners.remove(chunk.request_id)
-            owners += [(chunk.request_id, seq) for seq in chunk.samples]
-        elif chunk.samples:
-            self._special.remove(chunk.request_id)
-        else:
-            owners.remove(chunk.request_id)
+    def _owners_in(self, batch: Batch) -> list[TokenOwner]:
+        """Who gains a token in a step with special requests, each of which may gain none or several."""
+        owners: list[TokenOwner] = list(batch.request_ids)
+        special = self._special
+        places = [place for place, request_id in enumerate(batch.request_ids) if request_id in special]
+        for place in reversed(places):
+            request_id, samples = batch.request_ids[place], batch.samples[place]
+            record = self._record(request_id)
+            num_computed = batch.starts[place] + batch.num_tokens[place]
+            record.max_computed_tokens = max(record.max_computed_tokens, num_computed)
+            if samples and record.spec.n == 1:
+                special.remove(request_id)  # it has caught up
+                continue
+            del owners[place]
+            owners += [(request_id, seq) for seq in samples]
+        return owners
 
     def _move(self, plan: StepPlan, start_ns: int) -> None:
         """Log preemptions, transfers and rejections."""
-        moved = dict.fromkeys(TransferKind, 0)
         for transfer in plan.transfers:
-            moved[transfer.kind] += len(transfer.src)
             self._record(transfer.request_id).move(transfer)
         taken = dict.fromkeys(PreemptionKind, 0)
         num_fallbacks = num_lost_tokens = 0
@@ -141,14 +134,17 @@ class Recorder:
             taken[preemption.kind] += 1
             num_fallbacks += preemption.fell_back
             num_lost_tokens += preemption.num_tokens if preemption.kind is PreemptionKind.RECOMPUTE else 0
-        self.moves.extend((self.num_steps, *moved.values(), *taken.values(), num_fallbacks, num_lost_tokens))
-        self.moves.append(len(plan.rejections))
+        moved = *taken.values(), num_fallbacks, num_lost_tokens, len(plan.rejections)
+        self.moves.extend((self.num_steps, *moved))
 
     def _enter(self, plan: StepPlan, start_ns: int) -> None:
         """Log who runs from this step on; those admitted have catching up to do."""
         self._special.update(plan.admitted)
         for request_id in plan.admitted + plan.resumed:
-            self._record(request_id).enter(Phase.RUNNING, start_ns)
+            record = self._record(request_id)
+            record.enter(Phase.RUNNING, start_ns)
+            if record.first_scheduled_ns is None:
+                record.first_scheduled_ns = start_ns
 
     def _leave(self, events: Sequence[Event], finished: Sequence[Finish], start_ns: int) -> None:
         """Log who ended: their blocks are free from the next step on, or were so when this was planned."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from engine.core.plan import PoolState
+from engine.core.work import Work
+
 
 class World(StrEnum):
     """Where a run took place."""
@@ -28,51 +31,32 @@ PLANNED = (
     "closed_ns",
     "duration_ns",
     "transfer_ns",
-    "num_tokens",
-    "num_prefill_tokens",
-    "num_recomputed_tokens",
-    "decode_context_tokens",
-    "prefill_attention_pairs",
-    "num_seqs",
-    "num_running",
-    "num_waiting",
-    "num_swapped",
-    "num_free_blocks",
-    "num_free_host_blocks",
-    "num_kv_tokens",
+    *Work._fields,
+    *PoolState._fields,
 )
 """What the recorder logs for each step, all int64.
 
 A step is planned at `start_ns` and committed at `end_ns`, which is when its tokens are there. Its period ends
 at `closed_ns`, when bookkeeping is done: there the next step starts, unless the engine goes idle. A cost
 model is fitted to closed - start, which is what a simulated step takes (there closed = end). The backend
-measured or modelled `duration_ns`; `transfer_ns` is the part of it that moving blocks took.
-
-A chunk of more than one token, or one that starts within the prompt, is prefill; every other chunk is
-decode. So recomputation is prefill too, but for a last piece of a single generated token. Recomputed are
-the positions below the highest that the request had computed before. Decodes read the KV of
-`decode_context_tokens` positions, their own included; prefill chunks score `prefill_attention_pairs` pairs
-of a query and a key (causal). `num_seqs` counts the sequences that compute. Queue lengths and pool are
-those after planning, before the step is executed.
+measured or modelled `duration_ns`; `transfer_ns` is the part of it that moving blocks took. Queue lengths and
+pool are those after planning, before the step is executed.
 """
 
 MOVED = (
-    "num_blocks_swapped_out",
-    "num_blocks_swapped_in",
-    "num_blocks_copied",
     "num_swap_preemptions",
     "num_recompute_preemptions",
     "num_fallbacks",
     "num_lost_tokens",
     "num_rejections",
 )
-"""What it logs for steps that move blocks, preempt or reject, all int64 and 0 in other steps.
+"""What it logs for steps that preempt or reject, all int64 and 0 in other steps.
 
 A fallback is a preemption by recomputation where a swap was wanted; lost are the tokens with KV that
 recomputation drops.
 """
 
-DERIVED = ("num_decode_tokens", "num_table_blocks", "num_unused_slots")
+DERIVED = ("num_decode_tokens", "num_prefill_tokens", "num_table_blocks", "num_unused_slots")
 """Worked out when the run is over, int64.
 
 `num_table_blocks`: device blocks summed over the tables of all sequences; a shared one counts once a holder.

@@ -1,1 +1,1 @@
-"""What a step costs: features of a plan, and models that turn them into nanoseconds."""
+"""What a step costs: models that turn its work into nanoseconds."""

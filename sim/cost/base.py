@@ -1,95 +1,13 @@
-"""What a cost model sees of a plan, and what it answers."""
+"""What a cost model answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from engine.core.errors import UserError
-from engine.core.plan import StepPlan, Transfer, TransferKind
 from engine.core.policies.base import CostEstimator
-
-
-class StepFeatures(NamedTuple):
-    """The work of one step as counts, from which any cost model is computed.
-
-    A sequence that computes one token is a decode here, whatever the token is for; one that computes more is
-    a prefill chunk.
-    """
-
-    num_tokens: int
-    """Tokens computed, over all sequences."""
-    num_seqs: int
-    """Sequences that compute: rows of the batch."""
-    num_prefill_chunks: int
-    """Those among them that compute more than one token."""
-    num_sampled: int
-    """Sequences whose next token is drawn: rows of the output projection."""
-    decode_context_tokens: int
-    """KV positions that decodes read, their own included."""
-    prefill_context_tokens: int
-    """KV positions that prefill chunks read, their own included."""
-    prefill_attention_pairs: int
-    """Pairs of a query position and a KV position that it attends to, over the prefill chunks."""
-    num_blocks_swapped_out: int
-    num_blocks_swapped_in: int
-    num_blocks_copied: int
-    """Device to device: copy-on-write."""
-    num_transfers: int
-
-
-def features(plan: StepPlan) -> StepFeatures:
-    """Count the work of a plan.
-
-    A chunk of n tokens from position s attends to n * s + n (n + 1) / 2 pairs and reads s + n positions; a
-    decode is n = 1. Each live sequence of a request does the same work.
-
-    This runs once for each simulated step, and most steps only decode, one sequence a request. As every chunk
-    computes at least one token, their token count gives them away, and they are summed without a Python loop.
-    """
-    batch = plan.chunks
-    if plan.num_tokens == len(batch):
-        num_seqs = len(batch)
-        num_sampled = sum(map(len, batch.samples))
-        decode_context = sum(batch.starts) + num_seqs
-        num_prefill_chunks = prefill_context = pairs = 0
-    else:
-        num_seqs = num_sampled = decode_context = num_prefill_chunks = prefill_context = pairs = 0
-        columns = zip(batch.starts, batch.num_tokens, batch.seqs, batch.samples, strict=True)
-        for start, num_tokens, seqs, samples in columns:
-            width = len(seqs)
-            num_seqs += width
-            num_sampled += len(samples)
-            if num_tokens == 1:
-                decode_context += (start + 1) * width
-            else:
-                num_prefill_chunks += width
-                prefill_context += (start + num_tokens) * width
-                pairs += (num_tokens * start + num_tokens * (num_tokens + 1) // 2) * width
-    moved = _blocks_moved(plan.transfers) if plan.transfers else (0, 0, 0, 0)
-    return StepFeatures(
-        plan.num_tokens,
-        num_seqs,
-        num_prefill_chunks,
-        num_sampled,
-        decode_context,
-        prefill_context,
-        pairs,
-        *moved,
-    )
-
-
-def _blocks_moved(transfers: Sequence[Transfer]) -> tuple[int, int, int, int]:
-    """Blocks swapped out, swapped in and copied, and the number of transfers."""
-    blocks = dict.fromkeys(TransferKind, 0)
-    for transfer in transfers:
-        blocks[transfer.kind] += len(transfer.src)
-    return (
-        blocks[TransferKind.SWAP_OUT],
-        blocks[TransferKind.SWAP_IN],
-        blocks[TransferKind.COPY],
-        len(transfers),
-    )
+from engine.core.work import Work
 
 
 class Beyond(NamedTuple):
@@ -103,7 +21,7 @@ class Beyond(NamedTuple):
 class CostModel(CostEstimator, Protocol):
     """Prices a step, and answers what a policy asks that weighs swapping against recomputation."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         """The duration of the step as a named sum, so that an error can be traced to a part."""
         ...
 
@@ -112,7 +30,7 @@ class CostModel(CostEstimator, Protocol):
 class MeasuredCostModel(CostModel, Protocol):
     """A cost model that was fitted to measured steps, and so knows how far they went."""
 
-    def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
+    def beyond(self, step: Work) -> Mapping[str, Beyond]:
         """The features of the step of which the model knows too little to be believed, by name."""
         ...
 

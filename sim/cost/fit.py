@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from engine.core.errors import UserError
-from sim.cost.base import StepFeatures
+from engine.core.work import Work
 from sim.cost.fitted import Fitted
 from sim.cost.ranges import Ranges
 from sim.cost.setup import Setup
@@ -46,7 +46,7 @@ class _Solution(NamedTuple):
 
 
 def fit(
-    steps: Sequence[StepFeatures],
+    steps: Sequence[Work],
     durations_ns: Sequence[int],
     setup: Setup,
     pairs_per_token: float,
@@ -74,7 +74,7 @@ def fit(
     )
 
 
-def _knees(steps: Sequence[StepFeatures]) -> list[int]:
+def _knees(steps: Sequence[Work]) -> list[int]:
     """Candidates with at least a twentieth of the steps on either side, so that both slopes are measured."""
     if not steps:
         raise UserError("no steps to fit a cost model to: calibrate first")
@@ -97,7 +97,7 @@ def _floors(pairs_per_token: float) -> Floats:
     return floors
 
 
-def _solve(steps: Sequence[StepFeatures], measured_ns: Floats, knee_tokens: int, floors: Floats) -> _Solution:
+def _solve(steps: Sequence[Work], measured_ns: Floats, knee_tokens: int, floors: Floats) -> _Solution:
     """Iteratively reweighted non-negative least squares on (fitted - measured) / fitted, Huber's weights.
 
     Dividing by what was fitted, not by what was measured, keeps the fit from leaning to the lucky fast steps.

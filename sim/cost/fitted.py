@@ -1,4 +1,4 @@
-"""A cost model from measured steps: a non-negative weighted sum of the features of a plan."""
+"""A cost model from measured steps: a non-negative weighted sum of what a step does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.core.errors import UserError
-from sim.cost.base import Beyond, StepFeatures
+from engine.core.work import Work
+from sim.cost.base import Beyond
 from sim.cost.ranges import Ranges
 from sim.cost.records import record
 from sim.cost.setup import Setup, described
@@ -35,7 +36,7 @@ class Fitted:
     provenance: Mapping[str, str] = field(hash=False)
     """Where the steps were measured: host, date, versions, kernels."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         """The duration of the step as a named sum; UserError if it does what no measured step did."""
         if any(map(gt, step, self.ranges.reach)):
             self._refuse_unmeasured(step)
@@ -53,7 +54,7 @@ class Fitted:
             "overhead": ns.ns_per_step,
         }
 
-    def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
+    def beyond(self, step: Work) -> Mapping[str, Beyond]:
         """The features of the step beyond twice the range of the calibration."""
         return self.ranges.beyond(step)
 
@@ -65,16 +66,16 @@ class Fitted:
     def recompute_ns(self, num_tokens: int) -> int:
         """A step that prefills `num_tokens` tokens of one sequence, less what every step costs."""
         num_pairs = num_tokens * (num_tokens + 1) // 2
-        parts_ns = self.parts_ns(StepFeatures(num_tokens, 1, 1, 0, 0, num_tokens, num_pairs, 0, 0, 0, 0))
+        parts_ns = self.parts_ns(Work(num_tokens, 1, 1, 0, 0, num_tokens, num_pairs))
         return round(sum(parts_ns.values()) - parts_ns["overhead"])
 
     def transfer_ns(self, num_blocks: int) -> int:
         """Moving blocks between device and host in one transfer, one way: the mean of both directions."""
-        out_ns = self.parts_ns(StepFeatures(0, 0, 0, 0, 0, 0, 0, num_blocks, 0, 0, 1))["transfers"]
-        in_ns = self.parts_ns(StepFeatures(0, 0, 0, 0, 0, 0, 0, 0, num_blocks, 0, 1))["transfers"]
+        out_ns = self.parts_ns(Work(num_blocks_swapped_out=num_blocks, num_transfers=1))["transfers"]
+        in_ns = self.parts_ns(Work(num_blocks_swapped_in=num_blocks, num_transfers=1))["transfers"]
         return round((out_ns + in_ns) / 2)
 
-    def _transfers_ns(self, step: StepFeatures) -> float:
+    def _transfers_ns(self, step: Work) -> float:
         ns = self.coefficients
         return (
             step.num_transfers * ns.ns_per_transfer
@@ -83,7 +84,7 @@ class Fitted:
             + step.num_blocks_copied * ns.ns_per_block_copied
         )
 
-    def _refuse_unmeasured(self, step: StepFeatures) -> None:
+    def _refuse_unmeasured(self, step: Work) -> None:
         asked = [name for name, at in self.beyond(step).items() if not at.calibrated]
         if asked:
             raise UserError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sim.cost.base import StepFeatures
+from engine.core.work import Work
 
 KINDS = ("decode", "mixed", "prefill", "transfer")
 
 
-def kind(step: StepFeatures) -> str:
+def kind(step: Work) -> str:
     """One of KINDS: `transfer` if blocks are moved, whatever is computed; `mixed` if some rows decode."""
     if step.num_transfers:
         return "transfer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.core.fields import Count, check_value
-from sim.cost.base import StepFeatures
+from engine.core.work import Work
 from sim.hardware import Hardware, ModelShape
 
 
@@ -48,7 +48,7 @@ class Roofline:
         self._ns_per_transfer = hardware.transfer_latency_ns
         self._ns_per_step = model.num_layers * hardware.layer_overhead_ns + hardware.step_overhead_ns
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         """The duration of the step as a named sum, by the formulae of the class."""
         return {
             "linear": max(step.num_tokens * self._ns_per_token, self._ns_per_weight_read)
@@ -66,7 +66,7 @@ class Roofline:
             "overhead": self._ns_per_step if step.num_tokens else 0.0,
         }
 
-    def _transfers_ns(self, step: StepFeatures) -> float:
+    def _transfers_ns(self, step: Work) -> float:
         return (
             (step.num_blocks_swapped_out + step.num_blocks_swapped_in) * self._ns_per_block_swapped
             + step.num_blocks_copied * self._ns_per_block_copied

@@ -5,7 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sim.cost.base import StepFeatures
+from engine.core.work import Work
+
+FEATURES = (
+    "num_tokens",
+    "num_seqs",
+    "num_prefill_chunks",
+    "num_sampled",
+    "decode_context_tokens",
+    "prefill_context_tokens",
+    "prefill_attention_pairs",
+    "num_blocks_swapped_out",
+    "num_blocks_swapped_in",
+    "num_blocks_copied",
+    "num_transfers",
+)
+"""What of a step's `Work` the terms are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +42,7 @@ class Coefficients:
     ns_per_transfer: float
 
 
-def terms(step: StepFeatures, knee_tokens: int) -> tuple[int, ...]:
+def terms(step: Work, knee_tokens: int) -> tuple[int, ...]:
     """The counts that the coefficients multiply.
 
     Tokens are counted below and above a knee. With a slope for each, both at least 0, linear layers may be

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.core.spec import Capacity, Limits, RequestSpec
+from engine.core.work import Work
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration
 from experiments.campaign import Campaign, Cell
@@ -15,7 +16,6 @@ from experiments.compose import contenders_from_config
 from experiments.probe import Probe
 from experiments.worlds import Outcome, Run, Stage
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.loop import simulate
 from sim.pace import Pace, steady
 from tests.test_configs import composed
@@ -27,7 +27,7 @@ CELLS = [Cell(1.5, "swap"), Cell(1.5, "recompute"), Cell(0.7, "swap")]
 class PerStep:
     """Every step takes 1 ms."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"overhead": 1e6}
 
     def recompute_ns(self, num_tokens: int) -> int:

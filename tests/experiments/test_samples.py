@@ -16,10 +16,10 @@ from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from engine.core.spec import Capacity, Limits, RequestSpec
+from engine.core.work import Work
 from engine.runtime.loop import serve
 from experiments.samples import StepSamples
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 POLICIES = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand())
@@ -30,7 +30,7 @@ CAPACITY = Capacity(64, 0, 4)
 class ContextCost:
     """100 ns a step and 1 ns for each position that a decode reads."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"all": 100.0 + step.decode_context_tokens}
 
     def recompute_ns(self, num_tokens: int) -> int:

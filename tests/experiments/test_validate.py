@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from engine.core.journal import replay
 from engine.core.spec import Capacity, Limits
+from engine.core.work import Work
 from engine.telemetry.runlog import read_run
 from experiments import calibrate, run, validate
 from experiments.compare import METRICS
 from experiments.compose import CONF, contenders_from_config
 from experiments.validation import FIRST_FIT
 from experiments.verdict import Answer
-from sim.cost.base import StepFeatures
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
 from sim.cost.setup import Setup, described
@@ -167,7 +167,7 @@ MODEL = {
 def cost_path(tmp_path: Path) -> Path:
     """A cost model of the default small model with blocks of 16, measured on prompts of up to 64 tokens."""
     shapes = [
-        StepFeatures(n + 8, 9, 1, 9, 400, n, n * (n + 1) // 2, moved, moved, 0, 2 * bool(moved))
+        Work(n + 8, 9, 1, 9, 400, n, n * (n + 1) // 2, moved, moved, 0, 2 * bool(moved))
         for n in range(2, 65)
         for moved in (0, 0, 5)
     ]

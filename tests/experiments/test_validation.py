@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.core.work import Work
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration
@@ -20,7 +21,6 @@ from experiments.validation import Findings, evaluate, measure
 from experiments.verdict import Answer
 from experiments.worlds import Stage
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.cost.fitted import Fitted
 from sim.cost.setup import described
 from sim.loop import simulate
@@ -39,7 +39,7 @@ ONE_LOAD = "loads=[1.5]"
 class Truth:
     """What the steps of the engine take, before noise; about as on a CPU."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         moved = step.num_blocks_swapped_out + step.num_blocks_swapped_in
         return {
             "overhead": 4e6,
@@ -137,7 +137,7 @@ def test_a_machine_that_drifts_is_followed(tmp_path: Path) -> None:
     """The machine becomes slower by half in the course of the measurement."""
     steps, noise = [0], noisy(0.01)
 
-    def pace(step: StepFeatures) -> float:
+    def pace(step: Work) -> float:
         steps[0] += 1
         return (1 + steps[0] / 8_000) * noise(step)
 

@@ -6,18 +6,19 @@ import pytest
 
 from engine.core.plan import Chunk, Finish, FinishReason, StepPlan, StepResult, Transfer, TransferKind
 from engine.core.spec import Capacity, RequestSpec
+from engine.core.work import Work
 from sim.backend import SimulatedBackend
-from sim.cost.base import Beyond, StepFeatures
+from sim.cost.base import Beyond
 from tests.sim.plans import decode, make_plan, prefill
 
 
 class TokenCost:
     """10.3 ns a token and 5 ns a sampled token, to see what is rounded and when."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"linear": 10.3 * step.num_tokens, "sampling": 5.0 * step.num_sampled}
 
-    def beyond(self, step: StepFeatures) -> Mapping[str, Beyond]:
+    def beyond(self, step: Work) -> Mapping[str, Beyond]:
         return {"num_tokens": Beyond(step.num_tokens, 10)} if step.num_tokens > 20 else {}
 
     @property
@@ -118,7 +119,7 @@ def test_plan_that_only_moves_blocks_is_priced() -> None:
 class OverlappedCost(TokenCost):
     """Blocks move while the step computes."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         moved = step.num_blocks_swapped_out + step.num_blocks_swapped_in + step.num_blocks_copied
         return {"longer of the two": max(10.0 * step.num_tokens, 25.4 * moved)}
 

@@ -12,12 +12,13 @@ import pytest
 
 from engine.core.errors import UserError
 from engine.core.spec import Capacity, Limits
-from sim.cost.base import Beyond, Extrapolation, StepFeatures
+from engine.core.work import Work
+from sim.cost.base import Beyond, Extrapolation
 from sim.cost.fit import fit
 from sim.cost.fitted import Fitted
 from sim.cost.ranges import Range
 from sim.cost.setup import Setup, described
-from sim.cost.terms import Coefficients, terms
+from sim.cost.terms import FEATURES, Coefficients, terms
 
 TRUE = Coefficients(
     ns_per_step=3e6,
@@ -40,7 +41,7 @@ SETUP = Setup(described(**TINY), Capacity(96, 96, 16), Limits(32, 128, 512), {"s
 PAIRS_PER_TOKEN = 4.9e-4
 
 
-def random_step(stream: random.Random, with_swaps: bool = True) -> StepFeatures:
+def random_step(stream: random.Random, with_swaps: bool = True) -> Work:
     """A mixed step: up to 30 decodes, up to 2 prefill chunks, seldom a transfer."""
     contexts = [stream.randint(20, 500) for _ in range(stream.randint(1, 30))]
     chunks = [
@@ -48,7 +49,7 @@ def random_step(stream: random.Random, with_swaps: bool = True) -> StepFeatures:
     ]
     num_out, num_in = ((stream.random() < 0.15) * with_swaps * stream.randint(1, 20) for _ in range(2))
     num_copied = (stream.random() < 0.1) * stream.randint(1, 4)
-    return StepFeatures(
+    return Work(
         num_tokens=len(contexts) + sum(num for _, num in chunks),
         num_seqs=len(contexts) + len(chunks),
         num_prefill_chunks=len(chunks),
@@ -63,17 +64,17 @@ def random_step(stream: random.Random, with_swaps: bool = True) -> StepFeatures:
     )
 
 
-def random_steps(name: str, num_steps: int, with_swaps: bool = True) -> list[StepFeatures]:
+def random_steps(name: str, num_steps: int, with_swaps: bool = True) -> list[Work]:
     stream = random.Random(name)
     return [random_step(stream, with_swaps) for _ in range(num_steps)]
 
 
-def true_ns(step: StepFeatures, coefficients: Coefficients = TRUE, knee_tokens: int = KNEE_TOKENS) -> float:
+def true_ns(step: Work, coefficients: Coefficients = TRUE, knee_tokens: int = KNEE_TOKENS) -> float:
     counts = terms(step, knee_tokens)
     return math.fsum(count * ns for count, ns in zip(counts, astuple(coefficients), strict=True))
 
 
-def noisy_ns(steps: list[StepFeatures], spread: float, outliers: float) -> list[int]:
+def noisy_ns(steps: list[Work], spread: float, outliers: float) -> list[int]:
     """Each duration off by `spread`, some of them slowed down 3 to 15 times by a neighbour."""
     stream = random.Random("noise")
     return [
@@ -86,7 +87,7 @@ def noisy_ns(steps: list[StepFeatures], spread: float, outliers: float) -> list[
     ]
 
 
-def total_ns(model: Fitted, step: StepFeatures) -> float:
+def total_ns(model: Fitted, step: Work) -> float:
     return sum(model.parts_ns(step).values())
 
 
@@ -163,7 +164,7 @@ def test_linear_layers_may_bend_either_way(below: float, above: float) -> None:
 
 def test_batches_of_one_size_need_no_knee() -> None:
     stream = random.Random("decodes")
-    steps = [StepFeatures(4, 4, 0, 4, stream.randint(4, 900), 0, 0, 0, 0, 0, 0) for _ in range(100)]
+    steps = [Work(4, 4, 0, 4, stream.randint(4, 900), 0, 0, 0, 0, 0, 0) for _ in range(100)]
     model = fit(steps, [round(true_ns(step)) for step in steps], SETUP, PAIRS_PER_TOKEN)
     assert total_ns(model, steps[0]) == pytest.approx(true_ns(steps[0]), rel=1e-6)
 
@@ -173,7 +174,7 @@ def test_named_parts_are_the_terms() -> None:
     model = fit(steps, noisy_ns(steps, spread=0.02, outliers=0), SETUP, PAIRS_PER_TOKEN)
     for step in steps:
         assert total_ns(model, step) == pytest.approx(true_ns(step, model.coefficients, model.knee_tokens))
-    decode = StepFeatures(2, 2, 0, 2, 30, 0, 0, 0, 0, 0, 0)
+    decode = Work(2, 2, 0, 2, 30, 0, 0, 0, 0, 0, 0)
     idle_parts = {"attention_prefill", "transfers"}
     assert {name for name, part_ns in model.parts_ns(decode).items() if part_ns == 0} == idle_parts
 
@@ -198,7 +199,7 @@ def test_moves_that_were_never_measured_are_not_free() -> None:
     steps = random_steps("no swaps", 300, with_swaps=False)
     model = fit(steps, noisy_ns(steps, 0, 0), SETUP, PAIRS_PER_TOKEN)
     assert model.report.unmeasured == ("ns_per_block_swapped_out", "ns_per_block_swapped_in")
-    swap_out = StepFeatures(1, 1, 0, 1, 5, 0, 0, 3, 0, 0, 1)
+    swap_out = Work(1, 1, 0, 1, 5, 0, 0, 3, 0, 0, 1)
     with pytest.raises(UserError, match=r"no price for num_blocks_swapped_out: .* with steps that have"):
         model.parts_ns(swap_out)
     with pytest.raises(UserError, match="no price for num_blocks_swapped_out"):
@@ -208,28 +209,26 @@ def test_moves_that_were_never_measured_are_not_free() -> None:
 def test_prompts_that_were_never_measured_are_not_free() -> None:
     """Any feature, not only transfers: a calibration of decodes says nothing of a prompt."""
     stream = random.Random("decodes only")
-    steps = [StepFeatures(n, n, 0, n, n * 50, 0, 0, 0, 0, 0, 0) for n in (stream.randint(1, 30),) * 60]
+    steps = [Work(n, n, 0, n, n * 50, 0, 0, 0, 0, 0, 0) for n in (stream.randint(1, 30),) * 60]
     model = fit(steps, [round(true_ns(step)) for step in steps], SETUP, PAIRS_PER_TOKEN)
-    prompt = StepFeatures(20, 1, 1, 1, 0, 20, 210, 0, 0, 0, 0)
+    prompt = Work(20, 1, 1, 1, 0, 20, 210, 0, 0, 0, 0)
     with pytest.raises(UserError, match="no price for num_prefill_chunks, prefill_context_tokens, pref"):
         model.parts_ns(prompt)
     with pytest.raises(UserError, match="no price for num_prefill_chunks"):
         model.recompute_ns(20)
 
 
-def short_prompts() -> list[StepFeatures]:
+def short_prompts() -> list[Work]:
     """Chunks from position 0, of 2 to 128 tokens, each a step of its own."""
-    return [
-        StepFeatures(n, 1, 1, 1, 0, n, n * (n + 1) // 2, 0, 0, 0, 0) for _ in range(3) for n in range(2, 129)
-    ]
+    return [Work(n, 1, 1, 1, 0, n, n * (n + 1) // 2, 0, 0, 0, 0) for _ in range(3) for n in range(2, 129)]
 
 
-def second_chunks() -> list[StepFeatures]:
+def second_chunks() -> list[Work]:
     """Chunks from position 60 on."""
-    return [StepFeatures(n, 1, 1, 1, 0, 60 + n, n * 60 + n * (n + 1) // 2, 0, 0, 0, 0) for n in range(2, 129)]
+    return [Work(n, 1, 1, 1, 0, 60 + n, n * 60 + n * (n + 1) // 2, 0, 0, 0, 0) for n in range(2, 129)]
 
 
-LONG_PROMPT = StepFeatures(4000, 1, 1, 1, 0, 4000, 8_002_000, 0, 0, 0, 0)
+LONG_PROMPT = Work(4000, 1, 1, 1, 0, 4000, 8_002_000, 0, 0, 0, 0)
 
 
 def test_attention_of_a_long_prompt_is_not_free_where_short_ones_hid_it() -> None:
@@ -254,7 +253,7 @@ def test_what_is_dearer_than_the_floor_is_fitted() -> None:
 def test_ranges_are_those_of_the_steps() -> None:
     steps = random_steps("ranges", 300)
     ranges = fit(steps, noisy_ns(steps, 0, 0), SETUP, PAIRS_PER_TOKEN).ranges
-    for name in StepFeatures._fields:
+    for name in FEATURES:
         values = [getattr(step, name) for step in steps]
         assert ranges.of[name] == Range(min(values), max(values))
 
@@ -267,7 +266,7 @@ def test_a_step_beyond_twice_the_range_is_told() -> None:
         "prefill_context_tokens": Beyond(4000, 128),
         "prefill_attention_pairs": Beyond(8_002_000, 8256),
     }
-    just_in = StepFeatures(256, 1, 1, 1, 0, 256, 2 * 8256, 0, 0, 0, 0)
+    just_in = Work(256, 1, 1, 1, 0, 256, 2 * 8256, 0, 0, 0, 0)
     assert model.beyond(just_in) == {}
     assert set(model.beyond(just_in._replace(num_tokens=257))) == {"num_tokens"}
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from engine.core.plan import Transfer, TransferKind
-from sim.cost.base import MeasuredCostModel, StepFeatures, features
+from engine.core.work import Work
+from sim.cost.base import MeasuredCostModel
 from sim.cost.roofline import Roofline
 from sim.hardware import Efficiency, Hardware, ModelShape
 from tests.sim.plans import decode, make_plan, prefill
@@ -40,7 +41,7 @@ def nonzero(parts_ns: dict[str, float]) -> dict[str, float]:
 
 def test_one_decode_reads_the_weights_once() -> None:
     """13.2 GB of matrices (all weights but the embedding table, 0.26 GB) at 2.039 TB/s: 6.5 ms."""
-    parts_ns = nonzero(MODEL.parts_ns(features(make_plan([decode("a", 999)]))))
+    parts_ns = nonzero(MODEL.parts_ns(Work.of(make_plan([decode("a", 999)]))))
     assert parts_ns == pytest.approx(
         {
             "linear": 2 * LAYER_PARAMETERS / 2.039e12 * 1e9,
@@ -52,14 +53,14 @@ def test_one_decode_reads_the_weights_once() -> None:
 
 
 def test_a_larger_decode_batch_shares_the_weights_but_not_the_kv() -> None:
-    one = MODEL.parts_ns(features(make_plan([decode("a", 999)])))
-    many = MODEL.parts_ns(features(make_plan([decode(f"r{index}", 999) for index in range(64)])))
+    one = MODEL.parts_ns(Work.of(make_plan([decode("a", 999)])))
+    many = MODEL.parts_ns(Work.of(make_plan([decode(f"r{index}", 999) for index in range(64)])))
     assert many["linear"] == one["linear"]
     assert many["attention_decode"] == pytest.approx(64 * one["attention_decode"])
 
 
 def test_prefill_is_bound_by_arithmetic() -> None:
-    parts_ns = MODEL.parts_ns(features(make_plan([prefill("a", 2048)])))
+    parts_ns = MODEL.parts_ns(Work.of(make_plan([prefill("a", 2048)])))
     assert parts_ns["linear"] == pytest.approx(2 * LAYER_PARAMETERS * 2048 / 312e12 * 1e9)
     assert parts_ns["attention_prefill"] == pytest.approx(4 * 32 * 4096 * (2048 * 2049 / 2) / 312e12 * 1e9)
     assert parts_ns["attention_decode"] == 0
@@ -67,8 +68,8 @@ def test_prefill_is_bound_by_arithmetic() -> None:
 
 def test_linear_layers_turn_from_memory_to_arithmetic_at_the_ridge() -> None:
     """2 FLOP for 2 bytes a token: the ridge lies at 312e12 / 2.039e12 = 153.02 tokens."""
-    below, above = (MODEL.parts_ns(features(make_plan([prefill("a", num)])))["linear"] for num in (153, 154))
-    assert below == MODEL.parts_ns(features(make_plan([prefill("a", 2)])))["linear"]
+    below, above = (MODEL.parts_ns(Work.of(make_plan([prefill("a", num)])))["linear"] for num in (153, 154))
+    assert below == MODEL.parts_ns(Work.of(make_plan([prefill("a", 2)])))["linear"]
     assert above == pytest.approx(below * 154 / 153.02, rel=1e-4)
 
 
@@ -82,7 +83,7 @@ def test_transfers() -> None:
         ]
     )
     expected_ns = 4 * 2**23 / 32e9 * 1e9 + 2 * 2**23 / 2.039e12 * 1e9 + 3 * 10_000
-    assert nonzero(MODEL.parts_ns(features(plan))) == pytest.approx({"transfers": expected_ns})
+    assert nonzero(MODEL.parts_ns(Work.of(plan))) == pytest.approx({"transfers": expected_ns})
     assert MODEL.transfer_ns(4) == round(4 * 2**23 / 32e9 * 1e9 + 10_000)
 
 
@@ -91,15 +92,15 @@ def test_overhead_goes_with_the_layers(num_layers: int) -> None:
     hardware = replace(A100, layer_overhead_ns=30_000, step_overhead_ns=46_000)
     model = Roofline(replace(LLAMA2_7B, num_layers=num_layers), hardware, 16)
     overhead_ns = num_layers * 30_000 + 46_000
-    assert model.parts_ns(features(make_plan([prefill("a", 5)])))["overhead"] == overhead_ns
-    assert model.parts_ns(features(make_plan([prefill("a", 500), decode("b", 9)])))["overhead"] == overhead_ns
+    assert model.parts_ns(Work.of(make_plan([prefill("a", 5)])))["overhead"] == overhead_ns
+    assert model.parts_ns(Work.of(make_plan([prefill("a", 500), decode("b", 9)])))["overhead"] == overhead_ns
 
 
 def test_a_step_without_tokens_launches_no_layer() -> None:
     model = Roofline(LLAMA2_7B, replace(A100, layer_overhead_ns=30_000, step_overhead_ns=46_000), 16)
-    assert sum(model.parts_ns(StepFeatures(*([0] * 11))).values()) == 0
+    assert sum(model.parts_ns(Work()).values()) == 0
     moving = make_plan(transfers=[Transfer(TransferKind.SWAP_OUT, "a", (1,), (1,))])
-    assert set(nonzero(model.parts_ns(features(moving)))) == {"transfers"}
+    assert set(nonzero(model.parts_ns(Work.of(moving)))) == {"transfers"}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_a_step_without_tokens_launches_no_layer() -> None:
 def test_efficiency_belongs_to_an_operator(operator: str, part: str, num_tokens: int) -> None:
     """Half of both ceilings doubles the operator's own part, memory-bound or not, and no other."""
     slow = Roofline(LLAMA2_7B, replace(A100, **{operator: Efficiency(0.5, 0.5)}), 16)
-    step = features(make_plan([prefill("a", num_tokens), decode("b", 50)]))
+    step = Work.of(make_plan([prefill("a", num_tokens), decode("b", 50)]))
     before, after = MODEL.parts_ns(step), slow.parts_ns(step)
     assert after[part] == pytest.approx(2 * before[part])
     assert {name for name in before if after[name] != before[name]} == {part}

@@ -20,8 +20,8 @@ from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from engine.core.spec import Capacity, Limits, RequestSpec
+from engine.core.work import Work
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.loop import MAX_EMPTY_STEPS, NO_ABORTS, simulate
 from tests.sim.plans import make_plan
 
@@ -29,7 +29,7 @@ from tests.sim.plans import make_plan
 class UnitCost:
     """100 ns a step and 1 ns a token."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"overhead": 100.0, "linear": float(step.num_tokens), "transfers": 10.0 * step.num_transfers}
 
     def recompute_ns(self, num_tokens: int) -> int:

@@ -7,20 +7,20 @@ import pytest
 
 from engine.core.plan import StepPlan, StepResult, Transfer, TransferKind
 from engine.core.spec import Capacity, RequestSpec
+from engine.core.work import Work
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.cost.kinds import kind
 from sim.pace import Pace, Rerun, steady
 from tests.sim.plans import decode, make_plan, prefill
 
-DECODE = StepFeatures(2, 2, 0, 2, 40, 0, 0, 0, 0, 0, 0)
-PREFILL = StepFeatures(8, 1, 1, 1, 0, 8, 36, 0, 0, 0, 0)
-MIXED = StepFeatures(9, 2, 1, 2, 20, 8, 36, 0, 0, 0, 0)
+DECODE = Work(2, 2, 0, 2, 40, 0, 0, 0, 0, 0, 0)
+PREFILL = Work(8, 1, 1, 1, 0, 8, 36, 0, 0, 0, 0)
+MIXED = Work(9, 2, 1, 2, 20, 8, 36, 0, 0, 0, 0)
 MOVING = DECODE._replace(num_blocks_swapped_in=3, num_transfers=1)
 
 
 class PerToken:
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"linear": 1000.0 * step.num_tokens, "transfers": 500.0 * step.num_blocks_swapped_out}
 
     def recompute_ns(self, num_tokens: int) -> int:

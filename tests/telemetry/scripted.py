@@ -13,6 +13,7 @@ from engine.core.plan import (
     PoolState,
     Preemption,
     PreemptionKind,
+    Recomputed,
     Rejection,
     StepPlan,
     StepResult,
@@ -54,6 +55,7 @@ class Script:
         admitted: Sequence[str] = (),
         resumed: Sequence[str] = (),
         rejected: Sequence[Rejection] = (),
+        recomputed: Sequence[Recomputed] = (),
         finished: Sequence[tuple[str, int]] = (),
         events: Sequence[Event] = (),
         after: PoolState = TAKEN,
@@ -72,6 +74,7 @@ class Script:
             tuple(rejected),
             sum(chunk.num_tokens * len(chunk.seqs) for chunk in chunks),
             after,
+            tuple(recomputed),
         )
         ends = tuple(Finish(request_id, seq, FinishReason.LENGTH) for request_id, seq in finished)
         result = StepResult(
@@ -157,6 +160,7 @@ def two_requests() -> Script:
         80,
         [prefill("b", 0, 4, samples=())],
         admitted=["b"],
+        recomputed=[Recomputed("b", 4)],
         updates=[TableUpdate("b", 0, 0, (0,))],
         after=PoolState(1, 0, 0, 7, 4, 0),
     )
@@ -164,6 +168,7 @@ def two_requests() -> Script:
         80,
         100,
         [prefill("b", 4, 4)],
+        recomputed=[Recomputed("b", 3)],
         updates=[TableUpdate("b", 0, 1, (1,))],
         finished=[("b", 0)],
         events=[ended("b", EventKind.FINISHED, 100)],

@@ -19,13 +19,13 @@ from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from engine.core.spec import Capacity, Limits, RequestSpec
+from engine.core.work import Work
 from engine.telemetry.clients import client_metrics, client_table
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog, read_run, write_run
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.loop import simulate
 from tests.telemetry.scripted import two_requests
 
@@ -38,7 +38,7 @@ POLICIES = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompu
 class StepCost:
     """A step takes 10 ms, whatever it computes."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"fixed": 10.0 * MS}
 
     def recompute_ns(self, num_tokens: int) -> int:

@@ -7,13 +7,8 @@ import numpy as np
 import pytest
 
 from engine.core.events import EventKind
-from engine.core.plan import Chunk, PoolState, Preemption, PreemptionKind, Rejection, TableUpdate
-from engine.telemetry.schema import PLANNED
+from engine.core.plan import Chunk, Preemption, PreemptionKind, Recomputed, Rejection, TableUpdate
 from tests.telemetry.scripted import MS, Script, decode, ended, prefill, two_requests
-
-
-def test_the_pool_columns_are_the_fields_of_pool_state() -> None:
-    assert PLANNED[12:] == PoolState._fields
 
 
 def test_the_modules_of_the_inner_loop_import_the_standard_library_only() -> None:
@@ -34,6 +29,10 @@ def test_counts_of_each_step() -> None:
         # b had computed its prompt of 6 and one output token when it lost them; position 7 is new.
         "num_recomputed_tokens": [0, 0, 0, 0, 0, 4, 3],
         "decode_context_tokens": [0, 6, 7, 7, 8, 0, 0],
+        "max_decode_context_tokens": [0, 6, 7, 7, 8, 0, 0],
+        "prefill_context_squares": [25, 36, 0, 0, 0, 16, 64],
+        "num_sampled": [1, 2, 1, 1, 1, 0, 1],
+        "num_transfers": [0, 0, 1, 1, 0, 0, 0],
         "prefill_attention_pairs": [15, 21, 0, 0, 0, 10, 5 + 6 + 7 + 8],
         "num_seqs": [1, 2, 1, 1, 1, 1, 1],
         "num_blocks_swapped_out": [0, 0, 2, 0, 0, 0, 0],
@@ -93,32 +92,20 @@ def test_two_sequences_share_the_prompt_and_part_after_it() -> None:
     assert log.steps["num_unused_slots"].tolist() == [0, 1, 0, 3]
 
 
-def test_two_sequences_recompute_the_prompt_once_and_the_rest_each() -> None:
+def test_what_is_computed_again_is_told_by_the_plan() -> None:
     script = Script()
     script.arrive("a", 0, 4, n=2)
     script.step(0, 1, [prefill("a", 0, 4, samples=(0, 1))], admitted=["a"])
     script.step(1, 2, [decode("a", 4, seqs=(0, 1))])
     lost = Preemption("a", PreemptionKind.RECOMPUTE, 6, False)
     script.step(2, 3, [], preempted=[lost])
-    script.step(3, 4, [Chunk("a", 0, 4, (0,), ())], admitted=["a"])
-    script.step(4, 5, [Chunk("a", 4, 2, (0, 1), (0, 1))])
+    script.step(3, 4, [Chunk("a", 0, 4, (0,), ())], admitted=["a"], recomputed=[Recomputed("a", 4)])
+    script.step(4, 5, [Chunk("a", 4, 2, (0, 1), (0, 1))], recomputed=[Recomputed("a", 2)])
     log = script.log()
     assert log.steps["num_recomputed_tokens"].tolist() == [0, 0, 0, 4, 2]
     assert log.steps["num_prefill_tokens"].tolist() == [4, 0, 0, 4, 4]
+    assert log.requests["num_recomputed_tokens"].tolist() == [6]
     assert log.requests["seq_num_output_tokens"][0].tolist() == [3, 3]
-
-
-def test_a_request_preempted_twice_recomputes_what_it_had_each_time() -> None:
-    script = Script()
-    script.arrive("a", 0, 2)
-    script.step(0, 1, [prefill("a", 0, 2)], admitted=["a"])
-    for step in range(1, 4):
-        script.step(step, step + 1, [decode("a", step + 1)])
-    script.step(4, 5, [], preempted=[Preemption("a", PreemptionKind.RECOMPUTE, 5, False)])
-    script.step(5, 6, [prefill("a", 0, 3, samples=())], admitted=["a"])
-    script.step(6, 7, [], preempted=[Preemption("a", PreemptionKind.RECOMPUTE, 3, False)])
-    script.step(7, 8, [prefill("a", 0, 6)], admitted=["a"])
-    assert script.log().steps["num_recomputed_tokens"].tolist() == [0, 0, 0, 0, 0, 3, 0, 5]
 
 
 def test_an_aborted_request_does_not_keep_the_token_of_the_step_that_it_left() -> None:

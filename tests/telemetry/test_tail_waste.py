@@ -16,12 +16,12 @@ from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from engine.core.spec import Capacity, Limits, RequestSpec
+from engine.core.work import Work
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 BLOCK_SIZE = 16
@@ -30,7 +30,7 @@ BLOCK_SIZE = 16
 class Cost:
     """A millisecond a step and 20 us a token: a prefill is many times as long as a decode."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"all": 1e6 + 2e4 * step.num_tokens}
 
     def recompute_ns(self, num_tokens: int) -> int:

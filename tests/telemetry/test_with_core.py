@@ -23,13 +23,13 @@ from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
 from engine.core.spec import Capacity, Limits, RequestSpec
+from engine.core.work import Work
 from engine.telemetry.memory import SHARES, memory_states
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.cost.base import StepFeatures
 from sim.loop import simulate
 
 CAPACITY = Capacity(num_blocks=30, num_host_blocks=40, block_size=4)
@@ -38,7 +38,7 @@ CAPACITY = Capacity(num_blocks=30, num_host_blocks=40, block_size=4)
 class Cost:
     """Ten microseconds a step and for ten tokens begun: steps end at the moments when clients come and go."""
 
-    def parts_ns(self, step: StepFeatures) -> dict[str, float]:
+    def parts_ns(self, step: Work) -> dict[str, float]:
         return {"tokens": 10_000.0 * ceil(step.num_tokens / 10), "overhead": 10_000.0}
 
     def recompute_ns(self, num_tokens: int) -> int:
@@ -76,7 +76,7 @@ class Naive:
         self.snapshots.append(dict(self.tables))
         num_prefill = num_recomputed = context = 0
         for request_id, start, num_tokens, seqs, samples in plan.chunks:
-            is_prefill = num_tokens > 1 or start < self.specs[request_id].num_prompt_tokens
+            is_prefill = num_tokens > 1
             for seq in seqs:
                 num_recomputed += len(range(start, min(start + num_tokens, self.computed[request_id, seq])))
                 num_prefill += num_tokens if is_prefill else 0
