@@ -82,8 +82,8 @@ def run(setting: Setting, cases: Sequence[Case], rng: Random) -> Counter[str]:
     num_steps = _drive(serving, cases, rng)
     for case in cases:
         _check(case, outcomes)
-    kv = core.kv
-    if backend.sequences.specs or (kv.num_free, kv.host.num_free) != (kv.num_blocks, kv.host.num_blocks):
+    pools = (core.state.kv.device, core.state.kv.host)
+    if backend.sequences.specs or any(pool.num_free != pool.num_blocks for pool in pools):
         raise FuzzFailed("something is left behind when everybody has gone")
     divergence = replay(sink.getvalue().splitlines(), setting.policies())
     if divergence is not None:
@@ -112,7 +112,7 @@ def _drive(serving: Serving, cases: Sequence[Case], rng: Random) -> int:
             serving.finish(flight, serving.collect(flight), step)
         elif not to_come and serving.scheduler.is_idle:
             return step
-    raise FuzzFailed(f"not at its end after {MAX_STEPS} steps: {serving.scheduler.requests}")
+    raise FuzzFailed(f"not at its end after {MAX_STEPS} steps: {serving.scheduler.state.requests}")
 
 
 def _check(case: Case, outcomes: Outcomes) -> None:

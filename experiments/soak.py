@@ -44,7 +44,7 @@ def random_setting(rng: Random, policies: Policies) -> tuple[Capacity, Limits]:
 
 def random_spec(rng: Random, request_id: str, now_ns: int, scheduler: Scheduler) -> RequestSpec:
     """A request; its prompt may fill blocks exactly, or be longer than the pool or the window."""
-    block_size, window = scheduler.kv.block_size, scheduler.limits.max_model_len
+    block_size, window = scheduler.state.kv.block_size, scheduler.limits.max_model_len
     half = max(1, window // 2)
     return RequestSpec(
         request_id=request_id,

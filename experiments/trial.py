@@ -55,9 +55,9 @@ class Trial:
     """Serves requests on a symbolic backend, step by step, and keeps count of what happened."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        kv = scheduler.kv
+        kv = scheduler.state.kv
         self.scheduler = scheduler
-        capacity = Capacity(kv.num_blocks, kv.host.num_blocks, kv.block_size)
+        capacity = Capacity(kv.device.num_blocks, kv.host.num_blocks, kv.block_size)
         self.backend = SymbolicBackend(capacity, scheduler.limits.max_model_len)
         self.serving = Serving(scheduler, self.backend)
         self.now_ns = 0
@@ -67,7 +67,7 @@ class Trial:
     @property
     def outstanding(self) -> list[str]:
         """Requests that have not ended, in the order in which they came."""
-        return list(self.scheduler.requests)
+        return list(self.scheduler.state.requests)
 
     def arrive(self, spec: RequestSpec) -> None:
         """A request enters."""
@@ -99,7 +99,7 @@ class Trial:
             return None
         plan = self.flight.plan
         for chunk in plan.chunks:
-            tables = self.scheduler.requests[chunk.request_id].tables
+            tables = self.scheduler.state.requests[chunk.request_id].tables
             for seq in chunk.seqs:
                 if self.backend.tables[chunk.request_id, seq] != tables[seq]:
                     raise LawBroken(8, f"{chunk}: the updates do not give the tables {tables}")
@@ -130,10 +130,10 @@ class Trial:
             kinds = {event.kind for event in self.end()}
             since_end = 0 if kinds & set(ENDINGS) else since_end + 1
             if since_end > self._patience():
-                raise LawBroken(6, f"in {since_end} steps nobody ended: {self.scheduler.requests}")
-        kv, backend = self.scheduler.kv, self.backend
-        if kv.device.num_free != kv.num_blocks or kv.host.num_free != kv.host.num_blocks:
-            raise LawBroken(3, f"idle, with {kv.device.num_free} of {kv.num_blocks} blocks free")
+                raise LawBroken(6, f"in {since_end} steps nobody ended: {self.scheduler.state.requests}")
+        kv, backend = self.scheduler.state.kv, self.backend
+        if kv.device.num_free != kv.device.num_blocks or kv.host.num_free != kv.host.num_blocks:
+            raise LawBroken(3, f"idle, with {kv.device.num_free} of {kv.device.num_blocks} blocks free")
         if backend.requests or backend.tables:
             raise LawBroken(2, f"the backend still knows {sorted(backend.requests)}")
 
@@ -148,8 +148,8 @@ class Trial:
         of each of the others.
         """
         max_len = self.scheduler.limits.max_model_len
-        return 8 + max_len * (max_len + 2 * len(self.scheduler.requests))
+        return 8 + max_len * (max_len + 2 * len(self.scheduler.state.requests))
 
     def _wipe_free_blocks(self) -> None:
-        kv = self.scheduler.kv
+        kv = self.scheduler.state.kv
         self.backend.wipe(kv.device.free, kv.host.free)

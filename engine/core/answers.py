@@ -12,6 +12,7 @@ from numbers import Integral
 from engine.core.errors import UserError
 from engine.core.policies.base import Order
 from engine.core.request import Request
+from engine.core.view import View
 
 
 def flag(policy: object, method: str, answer: object) -> bool:
@@ -31,7 +32,7 @@ def victim(policy: object, answer: object, running: Sequence[Request]) -> Reques
 def num_tokens(policy: object, answer: object, at_least: int) -> int:
     """A reservation that holds what is about to be computed."""
     if not isinstance(answer, Integral) or answer < at_least:
-        raise _wrong(policy, "num_tokens", answer, f"a whole number of tokens, at least {at_least}")
+        raise _wrong(policy, "tokens", answer, f"a whole number of tokens, at least {at_least}")
     return int(answer)
 
 
@@ -42,9 +43,9 @@ def reason(policy: object, answer: object) -> str | None:
     return answer
 
 
-def key(order: Order, request: Request, now_ns: int) -> tuple[float | str, ...]:
+def key(order: Order, request: Request, view: View) -> tuple[float | str, ...]:
     """A place in a queue that no other request can have."""
-    answer = order.key(request, now_ns)
+    answer = order.key(request, view)
     if not isinstance(answer, tuple) or answer[-1:] != (request.id,):
         raise _wrong(order, "key", answer, "a tuple that ends in the request id")
     return answer

@@ -7,6 +7,7 @@ Lengths that only the oracle knows are not in it, so a replay decides from what 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ class _Player:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._plan: StepPlan | None = None
+        self._plans: deque[StepPlan] = deque()
 
     def play(self, number: int, row: Any) -> Divergence | None:
         """One line; the divergence, if its plan comes out otherwise."""
@@ -155,15 +156,17 @@ class _Player:
         elif verb == "abort":
             self._scheduler.abort(what, now_ns)
         elif verb == "schedule":
-            self._plan = self._scheduler.schedule(now_ns)
-            recorded, replayed = json.dumps(what, separators=(",", ":")), plan_text(self._plan)
+            plan = self._scheduler.schedule(now_ns)
+            recorded, replayed = json.dumps(what, separators=(",", ":")), plan_text(plan)
             if recorded != replayed:
                 return Divergence(number, recorded, replayed)
-        elif verb == "commit" and self._plan is not None:
+            if plan is not None:
+                self._plans.append(plan)
+        elif verb == "commit" and self._plans:
             finished = tuple(
                 Finish(request_id, seq, FinishReason(reason)) for request_id, seq, reason in what
             )
-            self._scheduler.commit(self._plan, StepResult(0, finished), now_ns)
+            self._scheduler.commit(self._plans.popleft(), StepResult(0, finished), now_ns)
         else:
             raise JournalError(
                 f"line {number}: {verb!r} is not a verb of the scheduler, or has no plan to commit"

@@ -20,16 +20,6 @@ class KVCache:
         self.device = BlockPool(capacity.num_blocks)
         self.host = BlockPool(capacity.num_host_blocks)
 
-    @property
-    def num_blocks(self) -> int:
-        """Device blocks in all."""
-        return self.device.num_blocks
-
-    @property
-    def num_free(self) -> int:
-        """Device blocks that can be allocated now."""
-        return len(self.device.free)
-
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that one sequence of this length needs."""
         return -(-num_tokens // self.block_size)
@@ -46,9 +36,11 @@ class KVCache:
         return num_shared + (num_blocks - num_shared) * len(request.live)
 
     def blocks_due(self, request: Request, num_tokens: int) -> int:
-        """Blocks to allocate before the request's sequences can write up to position `num_tokens` - 1."""
-        tables = [request.tables.get(seq, ()) for seq in request.seqs]
+        """Blocks to take before the request's sequences can write up to position `num_tokens` - 1."""
         needed = self.blocks_for(num_tokens)
+        if request.n == 1:  # its only table is shared with nobody
+            return max(0, needed - len(request.tables.get(0, ())))
+        tables = [request.tables.get(seq, ()) for seq in request.seqs]
         growth = sum(max(0, needed - len(table)) for table in tables)
         # Of k sequences that share the block written next, all but the last to write take a copy.
         index = request.num_computed_tokens // self.block_size
@@ -58,6 +50,11 @@ class KVCache:
     def num_blocks_held(self, request: Request) -> int:
         """Distinct blocks in the request's tables, on whichever side they are."""
         return len(_distinct(request))
+
+    def num_blocks_freed_by(self, request: Request) -> int:
+        """Device blocks that nobody but this running request holds."""
+        own = [block_id for table in request.tables.values() for block_id in table]
+        return sum(own.count(block_id) == self.device.num_holders[block_id] for block_id in set(own))
 
     def prepare(self, request: Request, num_tokens: int) -> tuple[list[TableUpdate], list[Transfer]]:
         """Make positions up to `num_tokens` - 1 writable for the sequences that compute next.
@@ -77,28 +74,29 @@ class KVCache:
             if len(tables) > 1:
                 copies += self._unshare(request, table)
             if len(table) < needed:
-                table += self.device.allocate(needed - len(table))
+                table += self.device.take(needed - len(table))
             updates.append(TableUpdate(request.id, seq, first, tuple(table[first:])))
-            request.num_writable_slots = len(table) * self.block_size
+            # The newest token of a sequence has no KV, so the last position is never written.
+            request.num_writable_slots = min(len(table) * self.block_size, request.max_num_tokens - 1)
         return updates, copies
 
     def _unshare(self, request: Request, table: list[int]) -> list[Transfer]:
         """Replace the block that holds the next position, if another sequence holds it too."""
         index = request.num_computed_tokens // self.block_size
-        if index >= len(table) or self.device.ref_counts[table[index]] == 1:
+        if index >= len(table) or self.device.num_holders[table[index]] == 1:
             return []
-        shared, (own,) = table[index], self.device.allocate(1)
+        shared, (own,) = table[index], self.device.take(1)
         table[index] = own
-        self.device.release((shared,))
+        self.device.drop((shared,))
         return [Transfer(TransferKind.COPY, request.id, (shared,), (own,))]
 
     def fork(self, request: Request) -> None:
-        """Give every live sequence a table of its own over the blocks of the prompt. Allocates nothing."""
+        """Give every live sequence a table of its own over the blocks of the prompt. Takes nothing."""
         (table,) = request.tables.values()
         for seq in request.live:
             if seq not in request.tables:
                 request.tables[seq] = list(table)
-                self.device.share(table)
+                self.device.hold(table)
         request.num_writable_slots = 0  # the last block may be shared, and the backend knows one table only
 
     def swap_out(self, request: Request) -> Transfer:
@@ -114,28 +112,28 @@ class KVCache:
     def _move(self, request: Request, kind: TransferKind, source: BlockPool, target: BlockPool) -> Transfer:
         """Move distinct blocks one to one, so that what was shared stays shared."""
         src = _distinct(request)
-        dst = target.allocate(len(src))
+        dst = target.take(len(src))
         moved = dict(zip(src, dst, strict=True))
         for table in request.tables.values():
-            source.release(table)
+            source.drop(table)
             table[:] = [moved[block_id] for block_id in table]
-            target.share(table)
-        target.release(dst)  # allocation counted each block once, and the tables have counted themselves
+            target.hold(table)
+        target.drop(dst)  # taking counted each block once, and the tables have counted themselves
         request.num_writable_slots = 0
         return Transfer(kind, request.id, tuple(src), tuple(dst))
 
     def release(self, request: Request, pool: BlockPool) -> None:
-        """Give back all blocks of a request that lie in `pool`."""
+        """Give back all blocks of a request, which lie in `pool`."""
         for table in request.tables.values():
             # From the tail: should a prefix be wanted again, its head is what has the best chance to be
             # there.
-            pool.release(reversed(table))
+            pool.drop(reversed(table))
         request.tables = {}
         request.num_writable_slots = 0
 
-    def release_sequence(self, request: Request, seq: int) -> None:
-        """Give back the blocks of one sequence of a running request."""
-        self.device.release(reversed(request.tables.pop(seq, ())))
+    def release_sequence(self, request: Request, seq: int, pool: BlockPool) -> None:
+        """Give back the blocks of one sequence, which lie in `pool`."""
+        pool.drop(reversed(request.tables.pop(seq, ())))
 
 
 def _distinct(request: Request) -> list[int]:

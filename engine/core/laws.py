@@ -34,17 +34,17 @@ def check_conservation(scheduler: Scheduler) -> None:
     """Law 1: every block is free or referenced, never both; counts equal the number of tables that hold the
     block. Counters equal what they count.
     """
-    requests = scheduler.requests.values()
+    requests = scheduler.state.requests.values()
     device = [request for request in requests if request.status is Status.RUNNING]
     host = [request for request in requests if request.status is Status.SWAPPED]
-    _check_pool("device", scheduler.kv.device, device)
-    _check_pool("host", scheduler.kv.host, host)
+    _check_pool("device", scheduler.state.kv.device, device)
+    _check_pool("host", scheduler.state.kv.host, host)
     for request in requests:
         if request.status is Status.WAITING and request.tables:
             raise LawBroken(1, f"{request} waits, and holds blocks")
     counted = {
-        "slots hold KV": (sum(request.num_kv_slots for request in device), scheduler.num_kv_tokens),
-        "sequences run": (sum(len(request.live) for request in device), scheduler.num_running_seqs),
+        "slots hold KV": (sum(request.num_kv_slots for request in device), scheduler.state.num_kv_tokens),
+        "sequences run": (sum(len(request.live) for request in device), scheduler.state.num_running_seqs),
     }
     for what, (number, counter) in counted.items():
         if number != counter:
@@ -53,36 +53,39 @@ def check_conservation(scheduler: Scheduler) -> None:
 
 def _check_pool(name: str, pool: BlockPool, owners: Sequence[Request]) -> None:
     held = Counter(block_id for request in owners for table in request.tables.values() for block_id in table)
-    for block_id, count in enumerate(pool.ref_counts):
+    for block_id, count in enumerate(pool.num_holders):
         if count != held[block_id]:
             raise LawBroken(
                 1, f"{name} block {block_id} has count {count}, and {held[block_id]} tables hold it"
             )
-    if sorted(pool.free) != [block_id for block_id, count in enumerate(pool.ref_counts) if count == 0]:
+    if sorted(pool.free) != [block_id for block_id, count in enumerate(pool.num_holders) if count == 0]:
         raise LawBroken(1, f"the free list of the {name} pool is not the list of blocks with count 0")
 
 
 def check_nothing_left(scheduler: Scheduler) -> None:
     """Law 3: when all requests have ended, every block is free."""
-    for name, pool in (("device", scheduler.kv.device), ("host", scheduler.kv.host)):
-        if not scheduler.requests and pool.num_free != pool.num_blocks:
+    for name, pool in (("device", scheduler.state.kv.device), ("host", scheduler.state.kv.host)):
+        if not scheduler.state.requests and pool.num_free != pool.num_blocks:
             raise LawBroken(3, f"{pool.num_blocks - pool.num_free} {name} blocks outlive their last owner")
 
 
 def check_exclusive_writes(scheduler: Scheduler, plan: StepPlan) -> None:
     """Law 4: each position that a step writes lies in a block of the sequence's table that nobody else
-    holds.
+    holds; a prompt is written by one of the sequences that share it.
     """
-    block_size = scheduler.kv.block_size
+    block_size = scheduler.state.kv.block_size
     for chunk in plan.chunks:
-        request = scheduler.requests[chunk.request_id]
+        request = scheduler.state.requests[chunk.request_id]
         first, last = chunk.start // block_size, (chunk.start + chunk.num_tokens - 1) // block_size
         for seq in chunk.seqs:
             written = request.tables[seq][first : last + 1]
             if len(written) != last + 1 - first:
                 raise LawBroken(4, f"{chunk} writes beyond the block table of sequence {seq}")
+            # The sequences that share a prompt have tables of their own from the plan on that completes it.
+            tables = [seq, *request.live] if chunk.start < request.num_prompt_tokens else [seq]
+            own = Counter(block_id for one in {*tables} for block_id in request.tables.get(one, ()))
             for block_id in written:
-                if scheduler.kv.device.ref_counts[block_id] != 1:
+                if scheduler.state.kv.device.num_holders[block_id] != own[block_id]:
                     raise LawBroken(4, f"{chunk} writes to block {block_id}, which has more than one owner")
 
 
@@ -142,8 +145,8 @@ class Ledger:
 
     def check_matches(self, scheduler: Scheduler) -> None:
         """Outstanding here and there are the same; asked between steps."""
-        if self.open.keys() != scheduler.requests.keys():
-            lost = sorted(self.open.keys() ^ scheduler.requests.keys())
+        if self.open.keys() != scheduler.state.requests.keys():
+            lost = sorted(self.open.keys() ^ scheduler.state.requests.keys())
             raise LawBroken(2, f"requests {lost} are lost, or ended without an event")
 
 
@@ -173,17 +176,17 @@ class LawfulScheduler(Scheduler):
         plan = super().schedule(now_ns)
         check_conservation(self)
         if plan is None:
-            if self.requests:
+            if self.state.requests and not self.num_in_flight:
                 raise LawBroken(
-                    6, f"nothing to do, with requests outstanding: {list(self.requests.values())}"
+                    6, f"nothing to do, with requests outstanding: {list(self.state.requests.values())}"
                 )
             return None
-        check_budget(plan, self.limits, self.kv.num_blocks)
+        check_budget(plan, self.limits, self.state.kv.device.num_blocks)
         check_exclusive_writes(self, plan)
         self._steps_without_token = 0 if plan.num_tokens else self._steps_without_token + 1
-        if self.requests and self._steps_without_token > MAX_STEPS_WITHOUT_TOKEN:
+        if self.state.requests and self._steps_without_token > MAX_STEPS_WITHOUT_TOKEN:
             raise LawBroken(
-                6, f"no token in {self._steps_without_token} steps: {list(self.requests.values())}"
+                6, f"no token in {self._steps_without_token} steps: {list(self.state.requests.values())}"
             )
         return plan
 

@@ -26,6 +26,9 @@ class Request:
     of which `num_computed_tokens` have their KV in the pool. The request is behind by the difference; a step
     gives it some of that. Positions below `num_prompt_tokens` are computed once and shared; from there on,
     each live sequence has tokens of its own.
+
+    Both numbers move when a step is planned. So tokens of a step in flight count: their number is known,
+    their value is not needed here.
     """
 
     __slots__ = (
@@ -34,8 +37,10 @@ class Request:
         "id",
         "live",
         "max_computed_tokens",
+        "max_num_tokens",
         "max_tokens",
         "n",
+        "num_awaited_tokens",
         "num_computed_tokens",
         "num_preemptions",
         "num_prefill_tokens",
@@ -52,6 +57,8 @@ class Request:
         self.arrival_ns = spec.arrival_ns
         self.num_prompt_tokens = spec.num_prompt_tokens
         self.max_tokens = spec.max_tokens
+        self.max_num_tokens = spec.num_prompt_tokens + spec.max_tokens
+        """Length at which a sequence ends in any case; the model's window may make it less."""
         self.n = spec.n
         self.priority = spec.priority
         self.effective_priority: float = spec.priority
@@ -67,6 +74,8 @@ class Request:
         self.num_preemptions = 0
         self.max_computed_tokens = 0
         """The most that was computed when KV was dropped: below this, computing is computing again."""
+        self.num_awaited_tokens = 0
+        """Steps in flight that bring it a token, though it has been preempted since: it enters after them."""
         self.num_writable_slots = 0
         """Positions below this lie in blocks that the backend knows of and that no other sequence shares."""
         self.tables: dict[int, list[int]] = {}
@@ -86,6 +95,13 @@ class Request:
             return self.num_computed_tokens
         branch = self.num_computed_tokens - self.num_prompt_tokens
         return self.num_prompt_tokens + branch * len(self.live)
+
+    @property
+    def num_behind(self) -> int:
+        """Tokens that each of its sequences lacks; up to the end of the prompt while they share that."""
+        if len(self.live) > 1 and self.num_computed_tokens < self.num_prompt_tokens:
+            return self.num_prompt_tokens - self.num_computed_tokens
+        return self.num_tokens - self.num_computed_tokens
 
     def __repr__(self) -> str:
         return (

@@ -1,39 +1,40 @@
 """The scheduler: requests wait, run, are preempted and come back, in steps that a backend executes.
 
-A step is three verbs. `schedule` plans it: every running request is behind by some tokens, and the batching
-policy hands out the token budget of the step by `continue_running`, `resume_swapped` and `admit_waiting`
-(engine.core.step). A backend executes the plan. `commit` takes note of what became of it. Nothing here knows
-what time it is, what a token means, or whether the backend is real.
+A step is three verbs. `schedule` plans it: every request is behind by some tokens, and the batching policy
+hands out the token budget of the step (engine.core.step). What is planned counts as done: the tokens of a
+step in flight are known by number, not by value, so the next step can be planned while this one runs. A
+backend executes the plans in order. `commit` reconciles: it takes note of what became of the oldest.
 
-    waiting --admit--> running --swap out--> swapped
-       ^                 |  ^                   |
-       +---recompute-----+  +-----resume--------+
+Nothing here knows what time it is, what a token means, or whether the backend is real.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from functools import partial
+from typing import NamedTuple
 
 from engine.core import answers
 from engine.core.errors import UserError
 from engine.core.events import Event, EventKind
-from engine.core.kv_cache import KVCache
-from engine.core.plan import (
-    Batch,
-    Finish,
-    FinishReason,
-    PreemptionKind,
-    Rejection,
-    StepPlan,
-    StepResult,
-)
-from engine.core.policies.base import AgeingOrder, Policies
-from engine.core.queues import Queue, waiting_queue
+from engine.core.plan import Finish, FinishReason, PreemptionKind, Rejection, StepPlan, StepResult
+from engine.core.policies.base import AgeingOrder, ChangingOrder, Order, Policies
+from engine.core.queues import Queue, SortedQueue, VisitedQueue
 from engine.core.request import Request, Status
 from engine.core.spec import Capacity, Limits
+from engine.core.state import State
 from engine.core.step import Step
+from engine.core.view import View
 
-RUNNING = Status.RUNNING
+
+class InFlight(NamedTuple):
+    """A plan that has not been committed, and who waits for what becomes of it."""
+
+    plan: StepPlan
+    first_tokens: list[Request]
+    """Those who get their first token by it."""
+    awaited: list[Request]
+    """Those who have been preempted since, and get a token by it before they can enter again."""
 
 
 class Scheduler:
@@ -47,61 +48,48 @@ class Scheduler:
 
     def __init__(self, capacity: Capacity, limits: Limits, policies: Policies) -> None:
         policies.check(limits)
-        self.kv = KVCache(capacity)
         self.limits = limits
         self.policies = policies
-        self.requests: dict[str, Request] = {}
-        """All that have not ended, by id."""
-        self.waiting = waiting_queue(policies.order)
-        self.running = Queue("running", policies.order)
-        self.swapped = Queue("swapped", policies.order)
-        self._ageing = policies.order if isinstance(policies.order, AgeingOrder) else None
-        self.num_running_seqs = 0
-        self.num_kv_tokens = 0
-        """Device slots that hold KV."""
-        self.last_decodes: tuple[list[Request], Batch] = ([], Batch.of(()))
-        """The last batch of decodes and who was in it; most steps are like the one before."""
-        self._num_steps = 0
-        self._now_ns = 0
-        self._in_flight: tuple[StepPlan, list[Request]] | None = None
+        self.state = State(capacity, limits, partial(_queue, policies.order))
+        self.view = View(self.state)
+        self._num_plans = 0
+        self._in_flight: deque[InFlight] = deque()
         self._events: list[Event] = []
         """Since the last commit; the next one returns them."""
-        self._ended: set[str] = set()
-        """Requests whose end has not been told yet: their ids are still taken."""
+        self._has_untold_end = False
+        self._leaving: dict[str, int] = {}
+        """Ids whose end is untold, or that a step in flight may name; and the first step that cannot."""
         self._rejections: list[Rejection] = []
 
     @property
     def is_idle(self) -> bool:
-        """No request is outstanding, and no event waits to be told."""
-        return not (self.requests or self._events)
+        """No request is outstanding, no plan is in flight, and no event waits to be told."""
+        return not (self.state.requests or self._in_flight or self._events)
 
     @property
-    def batch(self) -> Sequence[Request]:
-        """All that run."""
-        return self.running
-
-    @property
-    def is_busy(self) -> bool:
-        """Some request runs."""
-        return bool(self.running)
+    def num_in_flight(self) -> int:
+        """Plans that have not been committed."""
+        return len(self._in_flight)
 
     def add(self, request: Request, now_ns: int) -> None:
         """A request arrives; one that could never run is rejected by the next plan, with the reason.
 
         Raises:
-            ValueError: a request with this id is outstanding, or time goes back.
+            UserError: a request with this id is outstanding.
+            ValueError: time goes back.
         """
-        self._advance(now_ns)
+        self.state.tick(now_ns)
         self.check_is_new(request.id)
-        self.requests[request.id] = request
-        self._age((request,), now_ns)
-        self._tell(request, EventKind.ADDED, "", now_ns)
-        reason = self._turn_away(request)
+        if isinstance(self.policies.order, AgeingOrder):
+            request.effective_priority = self.policies.order.effective_priority(request)
+        self._tell(request, EventKind.ADDED, "")
+        reason = self._why_never(request)
         if reason is None:
-            self.waiting.join(request)
+            self.state.arrive(request)
         else:
+            request.status = Status.ENDED
             self._rejections.append(Rejection(request.id, reason))
-            self.end(request, EventKind.REJECTED, reason, now_ns)
+            self._take_leave(request, EventKind.REJECTED, reason)
 
     def check_is_new(self, request_id: str) -> None:
         """Refuse an id that is in use, or whose end has not been told yet.
@@ -109,7 +97,7 @@ class Scheduler:
         Raises:
             UserError: it is.
         """
-        if request_id in self.requests or request_id in self._ended:
+        if request_id in self.state.requests or request_id in self._leaving:
             raise UserError(
                 f"request {request_id!r} is already here, or its end has not been told yet: "
                 f"ids must be unique while a request lives"
@@ -117,128 +105,63 @@ class Scheduler:
 
     def abort(self, request_id: str, now_ns: int) -> bool:
         """End a request wherever it is, even in flight; False if no such request is outstanding."""
-        self._advance(now_ns)
-        request = self.requests.get(request_id)
+        self.state.tick(now_ns)
+        request = self.state.requests.get(request_id)
         if request is None:
             return False
-        if request.status is Status.WAITING:
-            self.waiting.remove(request)
-        elif request.status is Status.SWAPPED:
-            self.swapped.remove(request)
-        else:
-            self.leave_running(request)
-        self.end(request, EventKind.ABORTED, "", now_ns)
+        self._end(request, EventKind.ABORTED, "")
         return True
 
     def schedule(self, now_ns: int) -> StepPlan | None:
-        """Plan the next step; None if there is nothing to do.
+        """Plan the next step; None if there is nothing to do. Earlier plans may be in flight.
 
         A plan without chunks only tells of others: transfers, preemptions, rejections or aborted requests.
-
-        Raises:
-            RuntimeError: the previous plan has not been committed.
         """
-        self._advance(now_ns)
-        if self._in_flight is not None:
-            raise RuntimeError(
-                f"step {self._in_flight[0].step_id} is in flight: commit it before the next one is planned"
-            )
-        if self.policies.order.ages:
-            self._age(self.requests.values(), now_ns)
-        step = Step(self, now_ns)
+        self.state.tick(now_ns)
+        step = Step(self.state, self.policies, self.view)
         step.rejections, self._rejections = self._rejections, []
         self.policies.batching.fill(step)
-        plan = step.close(self._num_steps, has_endings=bool(self._ended))
-        if plan is None:
+        for request, reason in step.rejected:
+            self._take_leave(request, EventKind.REJECTED, reason)
+        if step.is_empty and not self._has_untold_end:
             return None
-        self._num_steps += 1
-        self._in_flight = plan, step.requests
-        if plan.admitted or plan.resumed or plan.preemptions:
-            self._note_moves(step, now_ns)
+        first_tokens = step.first_tokens()
+        plan = step.close(self._num_plans)
+        if step.preempted and self._in_flight:
+            self._await_tokens(step)
+        self._tell_moves(step)
+        self._in_flight.append(InFlight(plan, first_tokens, []))
+        self._num_plans += 1
         return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
-        """Take note of an executed step: progress, ends of sequences; returns all events since the last
+        """Take note of the oldest step in flight: ends of sequences; returns all events since the last
         commit.
 
+        What it brings to a request that has ended meanwhile is dropped.
+
         Raises:
-            RuntimeError: this plan is not in flight.
+            RuntimeError: this plan is not the oldest in flight.
         """
-        self._advance(now_ns)
-        if self._in_flight is None or self._in_flight[0] is not plan:
+        self.state.tick(now_ns)
+        if not self._in_flight or self._in_flight[0].plan is not plan:
             raise RuntimeError(f"step {plan.step_id} is not in flight: commit each plan once, in order")
-        requests, self._in_flight = self._in_flight[1], None
-        batch = plan.chunks
+        _, first_tokens, awaited = self._in_flight.popleft()
         for finish in result.finished:
-            if finish.reason is FinishReason.NOT_FINITE:  # before any progress: it made none in this step
-                self._fail(finish, requests, now_ns)
-        self.num_kv_tokens += plan.num_tokens
-        for request, num_tokens, seqs, samples in zip(
-            requests, batch.num_tokens, batch.seqs, batch.samples, strict=True
-        ):
-            if request.status is not RUNNING:  # failed, or aborted while the step ran
-                self.num_kv_tokens -= num_tokens * len(seqs)
-                continue
-            request.num_computed_tokens += num_tokens
-            if samples:
-                request.num_tokens += 1
-            if request.num_computed_tokens <= request.num_prefill_tokens:
-                self._after_prefill(request, samples, now_ns)
+            if finish.reason is FinishReason.NOT_FINITE:  # its step brought nobody of the request a token
+                self._fail(finish, plan)
+        for request in first_tokens:
+            if request.status is not Status.ENDED:
+                self._tell(request, EventKind.FIRST_TOKEN, "")
+        for request in awaited:
+            request.num_awaited_tokens -= 1
         for finish in result.finished:
-            self._finish(finish, requests, now_ns)
-        events, self._events = self._events, []
-        self._ended.clear()
-        return events
+            self._finish(finish, plan)
+        return self._told()
 
     # What happens to a request.
 
-    def leave_running(self, request: Request) -> None:
-        """Take a request out of the running queue; its blocks are the caller's business."""
-        self.running.remove(request)
-        self.num_running_seqs -= len(request.live)
-        self.num_kv_tokens -= request.num_kv_slots
-
-    def end(self, request: Request, kind: EventKind, detail: str, now_ns: int) -> None:
-        """A request that has left its queue gives its blocks back, and is no more."""
-        self.kv.release(request, self.kv.host if request.status is Status.SWAPPED else self.kv.device)
-        request.status = Status.ENDED
-        del self.requests[request.id]
-        self._ended.add(request.id)
-        self._tell(request, kind, detail, now_ns)
-
-    def _after_prefill(self, request: Request, samples: tuple[int, ...], now_ns: int) -> None:
-        """The prompt may be complete now: its sequences part, and the first token is there."""
-        if request.num_computed_tokens == request.num_prompt_tokens:
-            if len(request.live) > 1:
-                self.kv.fork(request)
-            if samples:
-                self._tell(request, EventKind.FIRST_TOKEN, "", now_ns)
-
-    def _finish(self, finish: Finish, in_flight: list[Request], now_ns: int) -> None:
-        """A sequence has ended; with its last sequence the request."""
-        request = _who_ends(finish, in_flight)
-        if request.status is not Status.RUNNING:
-            return  # failed, or aborted while the step ran
-        if len(request.live) == 1:
-            self.leave_running(request)
-            self.end(request, EventKind.FINISHED, finish.reason, now_ns)
-            return
-        num_kv_slots = request.num_kv_slots
-        request.live = tuple(seq for seq in request.live if seq != finish.seq)
-        self.last_decodes = ([], Batch.of(()))
-        self.kv.release_sequence(request, finish.seq)
-        self.num_running_seqs -= 1
-        self.num_kv_tokens += request.num_kv_slots - num_kv_slots
-        self._tell(request, EventKind.SEQUENCE_FINISHED, finish.reason, now_ns)
-
-    def _fail(self, finish: Finish, in_flight: list[Request], now_ns: int) -> None:
-        """The request ends with all its sequences: what one of them has computed is of no use."""
-        request = _who_ends(finish, in_flight)
-        if request.status is Status.RUNNING:
-            self.leave_running(request)
-            self.end(request, EventKind.FAILED, finish.reason, now_ns)
-
-    def _turn_away(self, request: Request) -> str | None:
+    def _why_never(self, request: Request) -> str | None:
         """Why an arriving request can never run. The limits are held against what it is, whoever schedules it
         and in whatever chunks.
         """
@@ -250,41 +173,99 @@ class Scheduler:
             )
         if request.n > num_seats:
             return f"n = {request.n} sequences, and limits.max_num_seqs is {num_seats}: raise it or lower n"
-        if self.policies.admission.screens_arrivals:
-            admission = self.policies.admission
-            return answers.reason(admission, admission.never(request, self))
-        return None
+        admission = self.policies.admission
+        return answers.reason(admission, admission.screen(request, self.view))
 
-    def _note_moves(self, step: Step, now_ns: int) -> None:
+    def _finish(self, finish: Finish, plan: StepPlan) -> None:
+        """A sequence has ended; with its last sequence the request."""
+        request = self._alive(finish, plan)
+        if request is None or finish.seq not in request.live:
+            return
+        if len(request.live) == 1:
+            self._end(request, EventKind.FINISHED, finish.reason)
+        else:
+            self.state.end_sequence(request, finish.seq)
+            self._tell(request, EventKind.SEQUENCE_FINISHED, finish.reason)
+
+    def _fail(self, finish: Finish, plan: StepPlan) -> None:
+        """The request ends with all its sequences: what one of them has computed is of no use."""
+        request = self._alive(finish, plan)
+        if request is not None:
+            self._end(request, EventKind.FAILED, finish.reason)
+
+    def _alive(self, finish: Finish, plan: StepPlan) -> Request | None:
+        """The request of a sequence that the backend ends; None if it ended while the step ran.
+
+        Raises:
+            ValueError: it was not in the step.
+        """
+        request_id, seq, _ = finish
+        batch = plan.chunks
+        if (
+            request_id not in batch.request_ids
+            or seq not in batch.samples[batch.request_ids.index(request_id)]
+        ):
+            raise ValueError(f"the backend ends sequence {seq} of {request_id!r}, which did not run")
+        return self.state.requests.get(finish.request_id)
+
+    def _await_tokens(self, step: Step) -> None:
+        """Who is to be computed again while steps in flight bring it tokens cannot enter before these are
+        there.
+        """
+        victims = {request.id: request for request, _ in step.preempted if request.status is Status.WAITING}
+        for flight in self._in_flight:
+            batch = flight.plan.chunks
+            for request_id, samples in zip(batch.request_ids, batch.samples, strict=True):
+                if samples and request_id in victims:
+                    victims[request_id].num_awaited_tokens += 1
+                    flight.awaited.append(victims[request_id])
+
+    def _end(self, request: Request, kind: EventKind, detail: str) -> None:
+        """A request gives its seat and its blocks back, and is no more."""
+        self.state.end(request)
+        self._take_leave(request, kind, detail)
+
+    # Events.
+
+    def _take_leave(self, request: Request, kind: EventKind, detail: str) -> None:
+        """Tell of an end; the id is taken until that is told, and while a step in flight may name it."""
+        self._leaving[request.id] = self._num_plans
+        self._has_untold_end = True
+        self._tell(request, kind, detail)
+
+    def _tell_moves(self, step: Step) -> None:
         """Tell who entered, came back or was preempted."""
         for request in step.admitted:
             first = request.num_preemptions == 0
             kind = EventKind.SCHEDULED if first else EventKind.RESUMED
-            self._tell(request, kind, "" if first else PreemptionKind.RECOMPUTE, now_ns)
+            self._tell(request, kind, "" if first else PreemptionKind.RECOMPUTE)
         for request in step.resumed:
-            self._tell(request, EventKind.RESUMED, PreemptionKind.SWAP, now_ns)
+            self._tell(request, EventKind.RESUMED, PreemptionKind.SWAP)
         for request, preemption in step.preempted:
-            self._tell(request, EventKind.PREEMPTED, preemption.kind, now_ns)
+            self._tell(request, EventKind.PREEMPTED, preemption.kind)
 
-    def _age(self, requests: Iterable[Request], now_ns: int) -> None:
-        """Bring effective priorities up to date."""
-        if self._ageing is not None:
-            for request in requests:
-                request.effective_priority = self._ageing.effective_priority(request, now_ns)
+    def _tell(self, request: Request, kind: EventKind, detail: str) -> None:
+        self._events.append(Event(self.state.now_ns, request.id, kind, detail))
 
-    def _tell(self, request: Request, kind: EventKind, detail: str, now_ns: int) -> None:
-        self._events.append(Event(now_ns, request.id, kind, detail))
-
-    def _advance(self, now_ns: int) -> None:
-        """Law 7: time never goes back."""
-        if now_ns < self._now_ns:
-            raise ValueError(f"time goes back from {self._now_ns} to {now_ns} ns")
-        self._now_ns = now_ns
+    def _told(self) -> list[Event]:
+        """All events since the last commit; ids that no step in flight can name are free again."""
+        events, self._events = self._events, []
+        self._has_untold_end = False
+        oldest = self._in_flight[0].plan.step_id if self._in_flight else self._num_plans
+        if self._leaving:
+            self._leaving = {name: step for name, step in self._leaving.items() if step > oldest}
+        return events
 
 
-def _who_ends(finish: Finish, in_flight: list[Request]) -> Request:
-    """The request of a sequence that the backend ends."""
-    for request in in_flight:
-        if request.id == finish.request_id and finish.seq in request.live:
-            return request
-    raise ValueError(f"the backend ends sequence {finish.seq} of {finish.request_id!r}, which did not run")
+def _queue(order: Order, name: str, state: State) -> Queue:
+    """A queue as the order policy wants it."""
+    if name not in order.sorts:
+        return Queue()
+    view = View(state)
+
+    def key(request: Request) -> tuple[float | str, ...]:
+        return answers.key(order, request, view)
+
+    if isinstance(order, ChangingOrder):
+        return VisitedQueue(key, partial(order.has_changed, view))
+    return SortedQueue(key) if name == "waiting" else VisitedQueue(key)

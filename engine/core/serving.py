@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -56,6 +57,9 @@ class Serving:
         self.backend = backend
         self.observers = observers
         self._has_open_period = False
+        self._num_begun = self._num_finished = 0
+        self._to_drop: deque[tuple[int, str]] = deque()
+        """Requests that have ended, and after how many steps the backend need not know them any more."""
         self._ids: set[str] = set()
         """Of the requests of a workload that have entered; the run log tells them apart by these."""
 
@@ -110,6 +114,7 @@ class Serving:
         plan = self.scheduler.schedule(now_ns)
         if plan is None:
             return None
+        self._num_begun += 1
         return Flight(plan, self.backend.submit(plan), now_ns)
 
     def collect(self, flight: Flight) -> StepResult:
@@ -117,11 +122,14 @@ class Serving:
         return self.backend.collect(flight.ticket)
 
     def finish(self, flight: Flight, result: StepResult, now_ns: int) -> list[Event]:
-        """Commit the step and tell the observers; ended requests leave the backend."""
+        """Commit the step and tell the observers; ended requests that no step in flight names leave the
+        backend.
+        """
         events = self.scheduler.commit(flight.plan, result, now_ns)
-        for event in events:
-            if event.kind in ENDINGS:
-                self.backend.drop(event.request_id)
+        self._num_finished += 1
+        self._to_drop.extend((self._num_begun, event.request_id) for event in events if event.kind in ENDINGS)
+        while self._to_drop and self._to_drop[0][0] <= self._num_finished:
+            self.backend.drop(self._to_drop.popleft()[1])
         for observer in self.observers:
             observer.stepped(flight.plan, result, flight.start_ns, now_ns, events)
         self._has_open_period = True

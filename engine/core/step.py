@@ -1,12 +1,11 @@
-"""One step under construction: the three verbs of a batching program, and preemption."""
+"""One step under construction: verbs over single requests, from which batching programs are written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
 
 from engine.core import answers
-from engine.core.events import EventKind
+from engine.core.errors import UserError
 from engine.core.plan import (
     Batch,
     Chunk,
@@ -19,422 +18,373 @@ from engine.core.plan import (
     TableUpdate,
     Transfer,
 )
+from engine.core.policies.base import Need, Policies
+from engine.core.queues import Queue
 from engine.core.request import Request, Status
+from engine.core.state import State
+from engine.core.view import View
 
-if TYPE_CHECKING:
-    from engine.core.kv_cache import KVCache
-    from engine.core.scheduler import Scheduler
-    from engine.core.spec import Limits
+RUNNING = Status.RUNNING
+UNLIMITED = 1 << 62
 
 
 class Step:
     """Collects the parts of a StepPlan while a batching program runs.
 
-    Blocks move at once; progress does not: `num_computed_tokens` changes when the step is committed. Who
-    enters, and who is preempted, joins another queue only when the plan is closed, so the verbs may be called
-    in any order and no verb sees the doings of another as its own input.
+    Blocks move at once; progress and queues do not: both follow when the plan is closed, so that the verbs
+    may be called in any order.
     """
 
     __slots__ = (
-        "_entrants",
-        "_now_ns",
+        "_chunks",
+        "_computing",
         "_policies",
-        "_scheduler",
+        "_state",
+        "_transfers",
+        "_updates",
         "admitted",
         "budget",
-        "chunks",
-        "decodes",
-        "kv",
-        "limits",
         "preempted",
+        "rejected",
         "rejections",
         "resumed",
-        "transfers",
-        "updates",
+        "view",
     )
 
-    def __init__(self, scheduler: Scheduler, now_ns: int) -> None:
-        self._scheduler = scheduler
-        self._policies = scheduler.policies
-        self._now_ns = now_ns
-        self.kv: KVCache = scheduler.kv
-        self.limits: Limits = scheduler.limits
-        self.budget = scheduler.limits.max_num_batched_tokens
+    def __init__(self, state: State, policies: Policies, view: View) -> None:
+        self._state = state
+        self._policies = policies
+        self.view = view
+        self.budget = state.limits.max_num_batched_tokens
         """Tokens that this step may still compute."""
-        self.decodes: list[Request] = []
-        """Get one token for each live sequence; ahead of `chunks` in the batch."""
-        self.chunks: dict[Request, Chunk] = {}
-        self.updates: dict[Request, list[TableUpdate]] = {}
-        self.transfers: list[Transfer] = []
-        self.preempted: list[tuple[Request, Preemption]] = []
+        self._computing: list[Request] = []
+        """In batch order."""
+        self._chunks: dict[Request, Chunk] = {}
+        """Of those that do more than compute their newest token and get another."""
+        self._updates: dict[Request, list[TableUpdate]] = {}
+        self._transfers: list[Transfer] = []
         self.admitted: list[Request] = []
         self.resumed: list[Request] = []
+        self.preempted: list[tuple[Request, Preemption]] = []
+        """In the order in which the victims were taken."""
+        self.rejected: list[tuple[Request, str]] = []
+        """By this step; `rejections` has those before it too."""
         self.rejections: list[Rejection] = []
-        self._entrants: list[Request] = []
-        """Admitted or resumed, not yet in the running queue."""
 
-    # What batching programs and other policies may ask.
-
-    @property
-    def running(self) -> Sequence[Request]:
-        """The running queue; who enters in this step joins it at the end."""
-        return self._scheduler.running
+    # What a program may ask.
 
     @property
     def batch(self) -> Sequence[Request]:
-        """All that run, those that entered in this step included."""
-        return [*self._scheduler.running, *self._entrants]
+        """Those that compute something, in batch order."""
+        return self._computing
 
     @property
-    def is_busy(self) -> bool:
-        """Some request runs, those that entered in this step included."""
-        return bool(self._scheduler.running or self._entrants)
-
-    @property
-    def num_swapped(self) -> int:
-        """Requests still swapped out, the victims of this step not counted."""
-        return len(self._scheduler.swapped)
-
-    @property
-    def num_chunks(self) -> int:
-        """Requests that compute something, so far."""
-        return len(self.decodes) + len(self.chunks)
+    def is_all_decode(self) -> bool:
+        """Each of them computes its newest token and gets one more."""
+        return not self._chunks
 
     @property
     def num_preemptions(self) -> int:
         """Victims so far."""
         return len(self.preempted)
 
-    # The three verbs.
+    def clip(self, request: Request) -> int:
+        """What the token budget allows of what a request is behind by."""
+        return min(request.num_behind, self.budget // len(request.seqs))
 
-    def continue_running(self, *, until_self_preempted: bool = False) -> None:
-        """Each running request gets what it is behind by, in queue order, while the token budget lasts.
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is computed or moved, and nobody had to go."""
+        return not (self._computing or self._transfers or self.preempted or self.rejections)
 
-        A request in need may itself be the victim. Those behind it go on, unless `until_self_preempted`.
+    # Whom a program may go through.
+
+    def running(self) -> Iterator[Request]:
+        """The bulk verb: each running request that decodes and has its block gets its token; those that need
+        a decision are yielded, in queue order, while the token budget lasts.
+
+        It decides what `advance` would, for each in turn. A program that stops iterating leaves the others
+        without tokens.
         """
-        running = self._scheduler.running
-        running.arrange(self._now_ns)
-        if not self.num_chunks and self._all_decode():
-            return
-        for request in running.copy():  # victims leave the queue on the way
-            if request.status is not Status.RUNNING:
-                continue
-            num_tokens = self._clip(request)
-            if num_tokens == 0:
-                break
-            if self._make_room(request, num_tokens):
-                self._schedule(request, num_tokens)
-            elif until_self_preempted:
-                break
+        state = self._state
+        state.running.arrange()
+        free, headroom = state.kv.device.free, self._policies.admission.headroom_per_seq
+        computing, budget = self._computing, self.budget
+        num_roomy = len(free) // headroom if headroom else UNLIMITED
+        for request in list(state.running):
+            num_tokens, width = request.num_tokens, request.n
+            if (
+                request.num_computed_tokens + 1 == num_tokens
+                and request.num_prefill_tokens < num_tokens <= request.num_writable_slots
+                and num_roomy >= width <= budget
+                and (width == 1 or width == len(request.live))
+            ):
+                computing.append(request)
+                budget -= width
+            elif request.status is RUNNING and num_tokens < request.max_num_tokens:
+                self.budget = budget
+                if not self.clip(request):
+                    return
+                yield request
+                budget = self.budget
+                num_roomy = len(free) // headroom if headroom else UNLIMITED
+        self.budget = budget
 
-    def _all_decode(self) -> bool:
-        """The common step in one sweep: each running sequence gets one token. False if another step is due.
+    def swapped(self) -> Iterator[Request]:
+        """The swapped requests, in queue order."""
+        return _from_head(self._state.swapped)
 
-        Each of N sequences takes at most one block. With N max(1, headroom) blocks free, those behind any of
-        them still find as much for each, so that nobody has to ask for room, and this decides what the loop
-        above would.
+    def waiting(self) -> Iterator[Request]:
+        """The waiting requests, in queue order; but for those whose last token is still being computed."""
+        return (request for request in _from_head(self._state.waiting) if not request.num_awaited_tokens)
+
+    # The verbs.
+
+    def advance(self, request: Request, *, headroom_per_seq: int | None = None) -> bool:
+        """A running request gets what it is behind by and the budget allows. Others are preempted for the
+        blocks that are due, and until each of its sequences finds `headroom_per_seq` blocks free, due or not
+        (None: as the admission policy says).
+
+        False if the policy would preempt the request itself: it has got nothing.
         """
-        running, num_seqs = self._scheduler.running, self._scheduler.num_running_seqs
-        num_wanted = num_seqs * max(1, self._policies.admission.headroom_per_seq)
-        if num_wanted > self.kv.num_free or num_seqs > self.budget:
-            return False
-        outgrown = []
-        for request in running:
-            num_tokens = request.num_tokens
-            if not request.num_computed_tokens + 1 == num_tokens > request.num_prefill_tokens:
-                return False
-            if num_tokens > request.num_writable_slots:
-                outgrown.append(request)
-        for request in outgrown:
-            if self._held(request, 1) > request.num_tokens:
-                return False  # a reservation may take more than a block for each sequence
-            self._prepare(request, 1)
-        self.decodes = running.copy()
-        self.budget -= num_seqs
-        return True
-
-    def resume_swapped(self, *, whole: bool = False) -> None:
-        """Swapped requests come back in queue order, each computing in this step, until one does not fit.
-
-        A request that lacks more than the token budget of an empty step is clipped even if `whole` is asked
-        for: it could never come back otherwise, and would block those behind it (as it does in vLLM 0.4.2).
-        """
-        swapped = self._scheduler.swapped
-        if not swapped:
-            return
-        swapped.arrange(self._now_ns)
-        admission = self._policies.admission
-        while swapped:
-            request = swapped[0]
-            num_tokens = self._clip(request)
-            behind = self._behind(request)
-            if whole and behind * len(request.seqs) <= self.limits.max_num_batched_tokens:
-                num_tokens = behind if num_tokens == behind else 0
-            needed = self.kv.num_blocks_held(request) + self._blocks_needed(request, max(1, num_tokens))
-            if needed > self.kv.num_blocks:
-                self._reject(
-                    swapped, f"it outgrew the pool: it needs {needed} blocks, there are {self.kv.num_blocks}"
-                )
-                continue
-            if not answers.flag(admission, "resume", admission.resume(needed, self)):
-                break
-            if num_tokens == 0 or not self._has_seats(request):
-                break
-            swapped.pop(0)
-            self.transfers.append(self.kv.swap_in(request))
-            self.resumed.append(request)
-            self._scheduler.num_kv_tokens += request.num_kv_slots
-            self._enter(request, num_tokens)
-
-    def admit_waiting(self) -> None:
-        """Waiting requests enter in queue order until one does not fit; one that never can is rejected."""
-        waiting = self._scheduler.waiting
-        if not waiting:
-            return
-        waiting.arrange(self._now_ns)
-        admission = self._policies.admission
-        while waiting:
-            request = waiting[0]
-            num_tokens = behind = self._behind(request)
-            if self._policies.batching.splits_prompts:
-                num_tokens = min(behind, self.budget)
-            reason = answers.reason(admission, admission.never(request, self))
-            if reason is not None:
-                self._reject(waiting, reason)
-                continue
-            if not answers.flag(admission, "enter", admission.enter(request, num_tokens, self)):
-                break
-            if self.kv.blocks_due(request, self._held(request, num_tokens)) > self.kv.num_free:
-                break
-            if num_tokens == 0 or num_tokens > self.budget or not self._has_seats(request):
-                break
-            waiting.pop(0)
-            self.admitted.append(request)
-            request.num_prefill_tokens = request.num_tokens
-            self._enter(request, num_tokens)
-
-    # How a request gets its tokens.
-
-    def _behind(self, request: Request) -> int:
-        """Tokens that each of its sequences lacks; up to the end of the prompt while they share that."""
-        if len(request.live) > 1 and request.num_computed_tokens < request.num_prompt_tokens:
-            return request.num_prompt_tokens - request.num_computed_tokens
-        return request.num_tokens - request.num_computed_tokens
-
-    def _clip(self, request: Request) -> int:
-        """What the token budget allows of it."""
-        return min(self._behind(request), self.budget // len(request.seqs))
-
-    def _has_seats(self, request: Request) -> bool:
-        """Its sequences fit under max_num_seqs."""
-        return self._scheduler.num_running_seqs + len(request.live) <= self.limits.max_num_seqs
-
-    def _enter(self, request: Request, num_tokens: int) -> None:
-        """A request comes into the batch with its first chunk."""
-        request.status = Status.RUNNING
-        self._entrants.append(request)
-        self._scheduler.num_running_seqs += len(request.live)
-        self._prepare(request, num_tokens)
-        self._schedule(request, num_tokens)
-
-    def _schedule(self, request: Request, num_tokens: int) -> None:
-        """Put a chunk into the plan."""
-        seqs = request.seqs
-        start = request.num_computed_tokens
-        samples = request.live if start + num_tokens == request.num_tokens else ()
-        self.chunks[request] = Chunk(request.id, start, num_tokens, seqs, samples)
-        self.budget -= num_tokens * len(seqs)
-
-    # Memory.
-
-    def _held(self, request: Request, num_tokens: int) -> int:
-        """Length to have blocks for when its next `num_tokens` are computed, reservations included."""
-        reservation, needed = self._policies.reservation, request.num_computed_tokens + num_tokens
-        return answers.num_tokens(reservation, reservation.num_tokens(request, needed, self), needed)
-
-    def _headroom(self, request: Request) -> int:
-        """Free blocks it must find, even if it needs fewer."""
-        return self._policies.admission.headroom_per_seq * len(request.seqs)
-
-    def _blocks_needed(self, request: Request, num_tokens: int) -> int:
-        """Free blocks it must find to compute its next `num_tokens`."""
-        due = self.kv.blocks_due(request, self._held(request, num_tokens))
-        return max(due, self._headroom(request))
-
-    def _prepare(self, request: Request, num_tokens: int) -> None:
-        """Make its next positions writable, with what the reservation policy sets aside beyond them."""
-        updates, copies = self.kv.prepare(request, self._held(request, num_tokens))
-        self.updates.setdefault(request, []).extend(updates)
-        self.transfers += copies
-
-    def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Preempt until a running request can compute `num_tokens`; False if it had to go itself."""
+        if headroom_per_seq is None:
+            headroom_per_seq = self._policies.admission.headroom_per_seq
+        num_tokens = self.clip(request)
         is_writable = request.num_computed_tokens + num_tokens <= request.num_writable_slots
-        needed = self._headroom(request) if is_writable else self._blocks_needed(request, num_tokens)
-        while self.kv.num_free < needed:
-            victim = self._victim()
-            if victim is request and self._would_run_in_circles(request, num_tokens):
-                break
-            self._preempt(victim)
+        num_due = 0 if is_writable else self._blocks_due(request, num_tokens)
+        num_wanted = max(num_due, headroom_per_seq * len(request.seqs))
+        while self.view.num_free_blocks < num_wanted:
+            victim = self._victim(request, num_wanted)
             if victim is request:
                 return False
+            self.preempt(victim)
         if not is_writable:
             self._prepare(request, num_tokens)
+        self._compute(request, num_tokens)
         return True
 
-    def _victim(self) -> Request:
-        """Whom the policy wants to preempt."""
-        policy, running = self._policies.victim, self._scheduler.running
-        return answers.victim(policy, policy.choose(running), running)
+    def resume(self, request: Request, num_tokens: int) -> bool:
+        """A swapped request comes back and computes its next tokens; one that never can is rejected.
 
-    def _would_run_in_circles(self, request: Request, num_tokens: int) -> bool:
-        """It is alone, due no block, and wants headroom in the middle of its prefill.
-
-        Computed again from the start, it would come to this very point again (as it does in vLLM 0.4.2).
+        False if it has to wait: for room, for a seat, or for tokens (`num_tokens` is 0).
         """
-        is_alone = len(self._scheduler.running) == 1 and not self._entrants
-        in_prefill = request.num_computed_tokens < request.num_prefill_tokens
-        due = self.kv.blocks_due(request, self._held(request, num_tokens))
-        if not (is_alone and in_prefill and due <= self.kv.num_free):
+        state, admission = self._state, self._policies.admission
+        num_due = self._blocks_due(request, max(1, num_tokens))
+        num_blocks = self.view.blocks_held(request)
+        num_blocks += max(num_due, admission.headroom_per_seq * len(request.seqs))
+        if num_blocks > self.view.num_blocks:
+            self._reject(
+                request,
+                f"it outgrew the pool: it needs {num_blocks} blocks, there are {self.view.num_blocks}",
+            )
+            return True
+        if not answers.flag(admission, "resume", admission.resume(request, num_blocks, self.view)):
             return False
-        return not (self._has_host_room(request) and self._wants_swap(request))
+        if num_tokens == 0 or not self._has_seats(request):
+            return False
+        self._transfers.append(state.swap_in(request))
+        self.resumed.append(request)
+        self._enter(request, num_tokens)
+        return True
 
-    def _wants_swap(self, victim: Request) -> bool:
-        """The restore policy wants to keep its KV."""
-        restore = self._policies.restore
-        return answers.flag(restore, "swaps", restore.swaps(victim, self))
+    def admit(self, request: Request, num_tokens: int) -> bool:
+        """A waiting request enters and computes its first tokens; one that never can is rejected.
 
-    def _has_host_room(self, victim: Request) -> bool:
-        """The host pool has room for it."""
-        return self.kv.num_blocks_held(victim) <= self.kv.host.num_free
+        False if it has to wait: for room, for a seat, or for tokens (more than the budget has, or none).
+        """
+        state, admission = self._state, self._policies.admission
+        reason = answers.reason(admission, admission.never(request, self.view))
+        if reason is not None:
+            self._reject(request, reason)
+            return True
+        if not answers.flag(admission, "enter", admission.enter(request, num_tokens, self.view)):
+            return False
+        if self._blocks_due(request, num_tokens) > self.view.num_free_blocks:
+            return False
+        if not 0 < num_tokens <= self.budget or not self._has_seats(request):
+            return False
+        state.admit(request)
+        self.admitted.append(request)
+        self._enter(request, num_tokens)
+        return True
 
-    def _preempt(self, victim: Request) -> None:
-        """Take a running request out of the step and its blocks away, to the host pool or for good."""
-        chunk = self.chunks.pop(victim, None)
-        if chunk is not None:
-            self.budget += chunk.num_tokens * len(chunk.seqs)
-        self.updates.pop(victim, None)
+    def preempt(self, victim: Request) -> None:
+        """Take a running request out of the step and its blocks away, to the host pool or for good.
+
+        Raises:
+            UserError: it does not run, or entered in this very step.
+        """
+        state = self._state
+        if victim.status is not RUNNING or victim in state.entrants:
+            raise UserError(f"{victim} cannot be preempted: it does not run, or entered in this step")
+        if victim in self._computing:
+            self._computing.remove(victim)
+            chunk = self._chunks.pop(victim, None)
+            self.budget += len(victim.live) if chunk is None else chunk.num_tokens * len(chunk.seqs)
+        self._updates.pop(victim, None)
         wanted = self._wants_swap(victim)
         swaps = wanted and self._has_host_room(victim)
         kind = PreemptionKind.SWAP if swaps else PreemptionKind.RECOMPUTE
-        fell_back = wanted and not swaps
-        self.preempted.append((victim, Preemption(victim.id, kind, victim.num_kv_slots, fell_back)))
-        victim.num_preemptions += 1
-        self._scheduler.leave_running(victim)
+        self.preempted.append(
+            (victim, Preemption(victim.id, kind, victim.num_kv_slots, wanted and not swaps))
+        )
         if swaps:
-            victim.status = Status.SWAPPED
-            self.transfers.append(self.kv.swap_out(victim))
+            self._transfers.append(state.swap_out(victim))
         else:
-            victim.status = Status.WAITING
-            self.kv.release(victim, self.kv.device)
-            victim.max_computed_tokens = max(victim.max_computed_tokens, victim.num_computed_tokens)
-            victim.num_computed_tokens = 0
+            state.recompute(victim)
 
-    def _reject(self, queue: list[Request], reason: str) -> None:
-        """The head of a queue can never go on: it ends here."""
-        request = queue.pop(0)
+    # How a request gets its tokens.
+
+    def _has_seats(self, request: Request) -> bool:
+        """Its sequences fit under max_num_seqs."""
+        return self._state.num_running_seqs + len(request.live) <= self._state.limits.max_num_seqs
+
+    def _enter(self, request: Request, num_tokens: int) -> None:
+        """A request that came into the batch gets its blocks and its first chunk."""
+        self._prepare(request, num_tokens)
+        self._compute(request, num_tokens)
+
+    def _compute(self, request: Request, num_tokens: int) -> None:
+        """Put a chunk into the plan."""
+        seqs, start = request.seqs, request.num_computed_tokens
+        self._computing.append(request)
+        self.budget -= num_tokens * len(seqs)
+        is_last = start + num_tokens == request.num_tokens
+        if num_tokens > 1 or not is_last or start < request.num_prefill_tokens:
+            samples = request.live if is_last else ()
+            self._chunks[request] = Chunk(request.id, start, num_tokens, seqs, samples)
+
+    # Memory.
+
+    def _reserved(self, request: Request, num_tokens: int) -> int:
+        """Length to have blocks for when its next `num_tokens` are computed, reservations included."""
+        reservation, needed = self._policies.reservation, request.num_computed_tokens + num_tokens
+        return answers.num_tokens(reservation, reservation.tokens(request, needed, self.view), needed)
+
+    def _blocks_due(self, request: Request, num_tokens: int) -> int:
+        """Blocks to take before its next `num_tokens` can be computed."""
+        return self._state.kv.blocks_due(request, self._reserved(request, num_tokens))
+
+    def _prepare(self, request: Request, num_tokens: int) -> None:
+        """Make its next positions writable, with what the reservation policy sets aside beyond them."""
+        updates, copies = self._state.kv.prepare(request, self._reserved(request, num_tokens))
+        self._updates.setdefault(request, []).extend(updates)
+        self._transfers += copies
+
+    def _victim(self, request: Request, num_blocks: int) -> Request:
+        """Whom the policy wants to preempt so that a request finds its blocks."""
+        policy = self._policies.victim
+        return answers.victim(policy, policy.choose(self.view, Need(request, num_blocks)), self.view.running)
+
+    def keeps(self, victim: Request) -> bool:
+        """Its KV would be kept if it were preempted: the restore policy wants it, and the host pool has
+        room.
+        """
+        return self._wants_swap(victim) and self._has_host_room(victim)
+
+    def _wants_swap(self, victim: Request) -> bool:
+        restore = self._policies.restore
+        return answers.flag(restore, "swaps", restore.swaps(victim, self.view))
+
+    def _has_host_room(self, victim: Request) -> bool:
+        return self.view.blocks_held(victim) <= self.view.num_free_host_blocks
+
+    def _reject(self, request: Request, reason: str) -> None:
+        """It can never go on: it ends here."""
+        self.rejected.append((request, reason))
         self.rejections.append(Rejection(request.id, reason))
-        self._scheduler.end(request, EventKind.REJECTED, reason, self._now_ns)
+        self._state.end(request)
 
     # The end of the step.
 
-    def put_prefills_first(self) -> None:
-        """Lay the batch out as admitted, prefills, decodes, as vLLM 0.4.2 does with chunked prefill.
+    def lay_out(self, place: Callable[[Request], int], queue_place: Callable[[Request], int]) -> None:
+        """Sort the batch by one key, and the running queue, entrants included, by another.
 
-        Its running queue then has those without a chunk, admitted, decodes, prefills. That decides nothing
-        where `running` is sorted before the next use, as there; elsewhere the queue stays as it is.
+        Requests of equal place keep their order. The queue stays so until it is arranged; one that the order
+        policy does not sort is left alone.
         """
-        if not self.chunks:
-            return  # decodes only, which are in place
-        self.chunks |= {
-            request: Chunk(request.id, request.num_computed_tokens, 1, request.live, request.live)
-            for request in self.decodes
-        }
-        self.decodes = []
-        running = self._scheduler.running
-        idle = [request for request in running if request not in self.chunks]
-        continued = [request for request in running if request in self.chunks]
-        batch, queue = list(self.admitted), [*idle, *self.admitted]
-        prefills, decodes = _split(continued)
-        returned_prefills, returned_decodes = _split(self.resumed)
-        batch += prefills + returned_prefills + decodes + returned_decodes
-        queue += decodes + prefills + returned_decodes + returned_prefills
-        self.chunks = {request: self.chunks[request] for request in batch}
-        if "running" in self._policies.order.sorts:
-            running.rearrange(queue)
-            self._entrants.clear()
+        self._computing.sort(key=place)
+        self._state.rearrange_running(queue_place)
 
-    @property
-    def requests(self) -> list[Request]:
-        """Those that compute something, in batch order."""
-        return [*self.decodes, *self.chunks] if self.chunks else self.decodes
-
-    def _batch(self) -> Batch:
-        """The chunks of the plan, decodes first."""
-        if not self.decodes:
-            return Batch.of(self.chunks.values())
-        decodes = self._decode_batch()
-        return decodes + Batch.of(self.chunks.values()) if self.chunks else decodes
-
-    def _decode_batch(self) -> Batch:
-        """One token for each of `decodes`. If they are those of the last step, only the positions are new."""
-        starts = [request.num_computed_tokens for request in self.decodes]
-        last_decodes, last = self._scheduler.last_decodes
-        if last_decodes == self.decodes:
-            self.decodes = last_decodes
-            return Batch(last.request_ids, starts, last.num_tokens, last.seqs, last.samples)
-        live = [request.live for request in self.decodes]
-        batch = Batch([request.id for request in self.decodes], starts, [1] * len(live), live, live)
-        self._scheduler.last_decodes = self.decodes, batch
-        return batch
-
-    def close(self, step_id: int, *, has_endings: bool) -> StepPlan | None:
-        """Seat the entrants, queue the victims, and freeze the plan; None if there is nothing to do or to
-        tell.
-        """
-        scheduler = self._scheduler
-        for request in self._entrants:
-            scheduler.running.join(request)
-        for request, preemption in self.preempted:
-            if preemption.kind is PreemptionKind.SWAP:
-                scheduler.swapped.join(request)
-            else:
-                scheduler.waiting.rejoin(request)
-        scheduler.waiting.arrange(self._now_ns)
-        if not (self.num_chunks or self.preempted or self.rejections or self.transfers or has_endings):
-            return None
-        return StepPlan(
+    def close(self, step_id: int) -> StepPlan:
+        """Freeze the plan, and let everybody named in it make the progress that it plans."""
+        state = self._state
+        state.seat()
+        plan = StepPlan(
             step_id,
             self._batch(),
-            tuple([update for updates in self.updates.values() for update in updates]),
-            tuple(self.transfers),
-            tuple([preemption for _, preemption in self.preempted]) if self.preempted else (),
-            tuple([request.id for request in self.admitted]) if self.admitted else (),
-            tuple([request.id for request in self.resumed]) if self.resumed else (),
+            tuple([update for updates in self._updates.values() for update in updates]),
+            tuple(self._transfers),
+            tuple([preemption for _, preemption in self.preempted]),
+            tuple([request.id for request in self.admitted]),
+            tuple([request.id for request in self.resumed]),
             tuple(self.rejections),
-            self.limits.max_num_batched_tokens - self.budget,
+            state.limits.max_num_batched_tokens - self.budget,
             PoolState(
-                len(scheduler.running),
-                len(scheduler.waiting),
-                len(scheduler.swapped),
-                len(self.kv.device.free),
-                len(self.kv.host.free),
-                scheduler.num_kv_tokens,
+                len(state.running),
+                len(state.waiting),
+                len(state.swapped),
+                state.kv.device.num_free,
+                state.kv.host.num_free,
+                state.num_kv_tokens,
             ),
-            tuple(_recomputed(self.chunks)) if self.chunks else (),
+            tuple(self._recomputed()) if self._chunks else (),
         )
+        self._progress()
+        return plan
+
+    def first_tokens(self) -> list[Request]:
+        """Those whose prompt is complete with this step, in batch order."""
+        chunks = self._chunks
+        return [
+            request
+            for request in self._computing
+            if (chunk := chunks.get(request)) is not None
+            and chunk.samples
+            and chunk.start + chunk.num_tokens == request.num_prompt_tokens
+        ]
+
+    def _recomputed(self) -> Iterator[Recomputed]:
+        """What had been computed before, in batch order; a decode of an up-to-date request never had."""
+        for request in self._computing:
+            chunk = self._chunks.get(request)
+            if chunk is not None and chunk.start < request.max_computed_tokens:
+                num_tokens = min(request.max_computed_tokens, chunk.start + chunk.num_tokens) - chunk.start
+                yield Recomputed(request.id, num_tokens * len(chunk.seqs))
+
+    def _progress(self) -> None:
+        if not self._chunks:
+            self._state.advance_decodes(self._computing)
+            return
+        for request, chunk in self._chunks.items():
+            self._state.advance(request, chunk.num_tokens, samples=bool(chunk.samples))
+        self._state.advance_decodes([one for one in self._computing if one not in self._chunks])
+
+    def _batch(self) -> Batch:
+        """The chunks as columns. If they are the decodes of the last step, only the positions are new."""
+        computing, chunks, state = self._computing, self._chunks, self._state
+        starts = [request.num_computed_tokens for request in computing]
+        decodes, last = state.last_batch
+        if not chunks and decodes == computing:
+            return Batch(last.request_ids, starts, last.num_tokens, last.seqs, last.samples)
+        live = [request.live for request in computing]
+        request_ids = [request.id for request in computing]
+        if not chunks:
+            state.last_batch = computing, Batch(request_ids, starts, [1] * len(live), live, live)
+            return state.last_batch[1]
+        num_tokens, seqs, samples = [1] * len(live), live, list(live)
+        for index, chunk in enumerate(map(chunks.get, computing)):
+            if chunk is not None:
+                _, _, num_tokens[index], seqs[index], samples[index] = chunk
+        return Batch(request_ids, starts, num_tokens, seqs, samples)
 
 
-def _recomputed(chunks: Mapping[Request, Chunk]) -> Iterator[Recomputed]:
-    """What of some chunks had been computed before; decodes of up-to-date requests never had."""
-    for request, chunk in chunks.items():
-        num_tokens = min(request.max_computed_tokens, chunk.start + chunk.num_tokens) - chunk.start
-        if num_tokens > 0:
-            yield Recomputed(request.id, num_tokens * len(chunk.seqs))
-
-
-def _split(requests: list[Request]) -> tuple[list[Request], list[Request]]:
-    """Requests whose prefill is not complete, and the others."""
-    prefills = [request for request in requests if request.num_computed_tokens < request.num_prefill_tokens]
-    decodes = [request for request in requests if request.num_computed_tokens >= request.num_prefill_tokens]
-    return prefills, decodes
+def _from_head(queue: Queue) -> Iterator[Request]:
+    """Each request of a queue in order, though those that were handed out may have left it."""
+    queue.arrange()
+    index = 0
+    while index < len(queue):
+        request = queue[index]
+        yield request
+        if index < len(queue) and queue[index] is request:
+            index += 1

@@ -37,7 +37,8 @@ def serve(serving: Serving, specs: Iterable[RequestSpec], clock: Clock) -> int:
         elif serving.scheduler.is_idle:
             return now_ns
         else:
+            num_left = len(serving.scheduler.state.requests)
             raise RuntimeError(
-                f"no progress: {len(serving.scheduler.requests)} requests are outstanding at {now_ns} ns, "
+                f"no progress: {num_left} requests are outstanding at {now_ns} ns, "
                 "no plan computes any of them, and no arrival can change that"
             )

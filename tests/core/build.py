@@ -15,6 +15,7 @@ from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
 from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
+from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.spec import Capacity, Limits, RequestSpec
 from experiments.trial import Trial
@@ -52,6 +53,11 @@ def spec(
 ) -> RequestSpec:
     """One request."""
     return RequestSpec(request_id, arrival_ns, num_prompt_tokens, max_tokens, n=n, priority=priority)
+
+
+def request_of(*args: Any, **kwargs: Any) -> Request:
+    """The same, as a scheduler has it."""
+    return Request(spec(*args, **kwargs))
 
 
 def step(trial: Trial) -> tuple[StepPlan, list[Event]]:

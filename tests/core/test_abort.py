@@ -48,7 +48,7 @@ def preempted(num_host_blocks: int) -> Trial:
     trial = on_trial(num_blocks=3, num_host_blocks=num_host_blocks, restore=Swap())
     trial.arrive(spec("other", 4, max_tokens=8))
     trial.arrive(spec("a", 4, max_tokens=8))
-    while not trial.scheduler.requests["a"].num_preemptions:
+    while not trial.scheduler.state.requests["a"].num_preemptions:
         step(trial)
     return trial
 
@@ -76,19 +76,19 @@ STATES = {
 def test_abort(build: object, in_flight: bool) -> None:
     assert callable(build)
     trial: Trial = build()
-    kv = trial.scheduler.kv
+    kv = trial.scheduler.state.kv
     if in_flight:
         trial.begin()
     else:
-        assert trial.scheduler.requests["a"].status is STATES[build]
+        assert trial.scheduler.state.requests["a"].status is STATES[build]
     trial.abort("a")
-    assert "a" not in trial.scheduler.requests
+    assert "a" not in trial.scheduler.state.requests
     assert kv.host.num_free == kv.host.num_blocks
     _, events = step(trial) if trial.flight is None else (None, trial.end())
     assert kinds(events, "a")[-1] is EventKind.ABORTED
     _, events = drain(trial)
     assert kinds(events, "a") == []
-    assert kv.num_free == kv.num_blocks
+    assert kv.device.num_free == kv.device.num_blocks
 
 
 def test_a_sequence_that_ends_in_flight_of_an_aborted_request_is_not_told() -> None:

@@ -30,10 +30,10 @@ def test_the_request_fails_with_all_its_sequences_and_the_others_go_on(n: int, d
     events = [event for event in trial.end() if event.request_id == "a"]
     assert (events[-1].kind, events[-1].detail) == (EventKind.FAILED, REASON.value)
     assert (EventKind.FIRST_TOKEN in {event.kind for event in events}) is False
-    assert "a" not in trial.scheduler.requests and "a" not in trial.backend.requests
+    assert "a" not in trial.scheduler.state.requests and "a" not in trial.backend.requests
     _, events = drain(trial)
     assert kinds(events, "b")[-1] is EventKind.FINISHED and not kinds(events, "a")
-    assert trial.scheduler.kv.num_free == trial.scheduler.kv.num_blocks
+    assert trial.scheduler.state.kv.device.num_free == trial.scheduler.state.kv.device.num_blocks
 
 
 def test_who_was_aborted_while_it_failed_was_aborted() -> None:

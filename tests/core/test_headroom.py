@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand, WholePrompt
 from engine.core.policies.restore import Recompute, Swap
+from engine.core.request import Request, Status
 from engine.core.step import Step
 from experiments.soak import run_episode
 from tests.core.build import drain, kinds, on_trial, policies, spec, step
@@ -32,6 +34,17 @@ def test_a_decode_wants_its_headroom(headroom_per_seq: int, num_victims: int) ->
     assert [preemption.request_id for preemption in plan.preemptions] == ["second"] * num_victims
     _, events = drain(trial)
     assert [kinds(events, name)[-1] for name in ("first", "second")] == [EventKind.FINISHED] * 2
+
+
+def each_running(self: Step) -> Iterator[Request]:
+    """Every running request is asked about, one by one."""
+    running = self._state.running
+    running.arrange()
+    for request in list(running):
+        if request.status is Status.RUNNING:
+            if not self.clip(request):
+                return
+            yield request
 
 
 class NotingScheduler(LawfulScheduler):
@@ -76,7 +89,7 @@ def test_the_sweep_over_decodes_decides_what_the_loop_does(
         swept, tally = plans_of_episode(index, choices)
         total += tally
         with monkeypatch.context() as patch:
-            patch.setattr(Step, "_all_decode", lambda self: False)
+            patch.setattr(Step, "running", each_running)
             looped, _ = plans_of_episode(index, choices)
         check_same_plans(looped, swept)
     assert total["recompute"] + total["swap"] > 100, total

@@ -42,7 +42,7 @@ def test_admit_and_grow_tell_the_backend_what_it_does_not_know(kv: KVCache) -> N
     one = request(6)
     assert kv.blocks_due(one, 6) == 2
     assert kv.prepare(one, 6) == ([TableUpdate("a", 0, 0, (0, 1))], [])
-    assert (kv.num_free, one.num_writable_slots) == (6, 8)
+    assert (kv.device.num_free, one.num_writable_slots) == (6, 8)
     computed(one, 8)
     assert kv.blocks_due(one, 9) == 1
     assert kv.prepare(one, 9) == ([TableUpdate("a", 0, 2, (2,))], [])
@@ -61,8 +61,8 @@ def test_blocks_to_hold_counts_the_shared_prompt_once(kv: KVCache) -> None:
 def test_fork_shares_and_allocates_nothing(kv: KVCache) -> None:
     one = forked(kv, 6, n=3)
     assert one.tables == {0: [0, 1], 1: [0, 1], 2: [0, 1]}
-    assert kv.device.ref_counts[:2] == [3, 3]
-    assert (kv.num_free, one.num_writable_slots, kv.num_blocks_held(one)) == (6, 0, 2)
+    assert kv.device.num_holders[:2] == [3, 3]
+    assert (kv.device.num_free, one.num_writable_slots, kv.num_blocks_held(one)) == (6, 0, 2)
 
 
 def test_all_but_the_last_to_write_copy_the_block_they_share(kv: KVCache) -> None:
@@ -75,7 +75,7 @@ def test_all_but_the_last_to_write_copy_the_block_they_share(kv: KVCache) -> Non
     ]
     assert [update.block_ids for update in updates] == [(0, 2), (0, 3), (0, 1)]
     assert all(update.first == 0 for update in updates), "the backend knew one table only"
-    assert kv.device.ref_counts[:4] == [3, 1, 1, 1]
+    assert kv.device.num_holders[:4] == [3, 1, 1, 1]
 
 
 def test_a_prompt_that_fills_its_blocks_needs_no_copy(kv: KVCache) -> None:
@@ -92,12 +92,12 @@ def test_swap_keeps_shared_blocks_shared(kv: KVCache) -> None:
     out = kv.swap_out(one)
     assert out == Transfer(TransferKind.SWAP_OUT, "a", (0, 2, 1), (0, 1, 2))
     assert one.tables == {0: [0, 1], 1: [0, 2]}
-    assert (kv.num_free, kv.host.num_free, kv.host.ref_counts) == (8, 1, [2, 1, 1, 0])
+    assert (kv.device.num_free, kv.host.num_free, kv.host.num_holders) == (8, 1, [2, 1, 1, 0])
     assert one.num_writable_slots == 0, "the backend must be told of the tables anew"
     back = kv.swap_in(one)
     assert (back.kind, back.src) == (TransferKind.SWAP_IN, (0, 1, 2))
-    assert (kv.num_free, kv.host.num_free) == (5, 4)
-    assert [kv.device.ref_counts[block_id] for block_id in back.dst] == [2, 1, 1]
+    assert (kv.device.num_free, kv.host.num_free) == (5, 4)
+    assert [kv.device.num_holders[block_id] for block_id in back.dst] == [2, 1, 1]
 
 
 def test_swap_needs_room_on_the_other_side(kv: KVCache) -> None:
@@ -112,14 +112,14 @@ def test_release_gives_all_back(kv: KVCache) -> None:
     one, other = forked(kv, 6, n=2), request(4, name="b")
     kv.prepare(one, 7)
     kv.prepare(other, 4)
-    kv.release_sequence(one, 0)
-    assert (kv.num_free, kv.device.ref_counts[:4]) == (5, [1, 1, 0, 1])
+    kv.release_sequence(one, 0, kv.device)
+    assert (kv.device.num_free, kv.device.num_holders[:4]) == (5, [1, 1, 0, 1])
     kv.release(one, kv.device)
-    assert (kv.num_free, one.tables, one.num_writable_slots) == (7, {}, 0)
+    assert (kv.device.num_free, one.tables, one.num_writable_slots) == (7, {}, 0)
 
 
 def test_a_sequence_without_a_table_has_nothing_to_give(kv: KVCache) -> None:
     one = request(6, n=2)
     kv.prepare(one, 6)
-    kv.release_sequence(one, 1)
-    assert kv.num_free == 6
+    kv.release_sequence(one, 1, kv.device)
+    assert kv.device.num_free == 6

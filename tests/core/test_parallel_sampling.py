@@ -23,23 +23,23 @@ def test_the_prompt_is_computed_once_and_each_sequence_samples() -> None:
 def test_sequences_end_one_by_one() -> None:
     trial = on_trial()
     trial.arrive(spec("a", 6, max_tokens=9, n=3))
-    kv = trial.scheduler.kv
+    kv = trial.scheduler.state.kv
     step(trial)
     for seq in (1, 0):
         step(trial)
         trial.begin()
-        num_free = kv.num_free
+        num_free = kv.device.num_free
         trial.backend.stop("a", seq)
         events = trial.end()
         assert kinds(events, "a") == [EventKind.SEQUENCE_FINISHED]
-        assert kv.num_free > num_free, "what only it held is free at once"
-    assert trial.scheduler.requests["a"].live == (2,)
-    assert trial.scheduler.num_running_seqs == 1
+        assert kv.device.num_free > num_free, "what only it held is free at once"
+    assert trial.scheduler.state.requests["a"].live == (2,)
+    assert trial.scheduler.state.num_running_seqs == 1
     plan, _ = step(trial)
     assert [chunk.seqs for chunk in plan.chunks] == [(2,)]
     _, events = drain(trial)
     assert kinds(events, "a") == [EventKind.FINISHED]
-    assert kv.num_free == kv.num_blocks
+    assert kv.device.num_free == kv.device.num_blocks
 
 
 def test_a_request_ends_with_all_its_sequences_in_one_step() -> None:
@@ -52,7 +52,7 @@ def test_a_request_ends_with_all_its_sequences_in_one_step() -> None:
         EventKind.FINISHED,
     ]
     assert trial.scheduler.is_idle
-    assert trial.scheduler.kv.num_free == trial.scheduler.kv.num_blocks
+    assert trial.scheduler.state.kv.device.num_free == trial.scheduler.state.kv.device.num_blocks
 
 
 def test_the_budget_counts_every_sequence() -> None:

@@ -81,15 +81,19 @@ def test_an_id_is_free_again_when_the_end_has_been_told() -> None:
         scheduler.add(Request(spec("a", 4)), 0)
     assert kinds(commit(scheduler, plan), "a")[-1] is EventKind.ABORTED
     scheduler.add(Request(spec("a", 4)), 0)
-    assert list(scheduler.requests) == ["a"]
+    assert list(scheduler.state.requests) == ["a"]
 
 
-def test_one_plan_at_a_time() -> None:
+def test_plans_are_committed_in_order() -> None:
     scheduler = lawful()
     scheduler.add(Request(spec("a", 4)), 0)
-    assert scheduler.schedule(0) is not None
-    with pytest.raises(RuntimeError, match="step 0 is in flight: commit it before the next one is planned"):
-        scheduler.schedule(0)
+    first, second = scheduler.schedule(0), scheduler.schedule(0)
+    assert first is not None and second is not None
+    assert [chunk.start for chunk in (*first.chunks, *second.chunks)] == [0, 4], "planned is as good as done"
+    with pytest.raises(RuntimeError, match="step 1 is not in flight: commit each plan once, in order"):
+        commit(scheduler, second)
+    commit(scheduler, first)
+    commit(scheduler, second)
 
 
 def test_a_plan_is_committed_once() -> None:

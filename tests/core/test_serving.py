@@ -145,7 +145,7 @@ def test_whom_the_backend_refuses_nobody_has_heard_of(joined: Joined) -> None:
     joined.serving.arrive(spec("a", 4), 0)
     with pytest.raises(UserError, match="request bad: prompt token ids"):
         joined.serving.arrive(spec("bad", 4), 0)
-    assert list(joined.serving.scheduler.requests) == ["a"]
+    assert list(joined.serving.scheduler.state.requests) == ["a"]
     events = joined.step() + joined.step()
     assert {event.request_id for event in events} == {"a"}
     assert joined.serving.scheduler.is_idle and joined.backend.told == [("add", "a"), ("drop", "a")]
@@ -180,7 +180,9 @@ def test_everybody_is_dropped_exactly_once(joined: Joined) -> None:
     names = [f"r{number}" for number in range(12)]
     for number, name in enumerate(names):
         joined.serving.arrive(spec(name, 1 + 3 * number % 17, n=1 + number % 3), joined.now_ns)
-        joined.step(abort=name if number % 4 == 3 and name in joined.serving.scheduler.requests else None)
+        joined.step(
+            abort=name if number % 4 == 3 and name in joined.serving.scheduler.state.requests else None
+        )
     while not joined.serving.scheduler.is_idle:
         joined.step()
     assert [joined.drops(name) for name in names] == [1] * len(names)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from engine.core.policies.base import Need
 from engine.core.request import Request
+from engine.core.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class LeastComputed:
     """The victim is the request with the fewest computed tokens."""
 
-    def choose(self, running: Sequence[Request]) -> Request:
-        return min(running, key=lambda request: (request.num_computed_tokens, request.id))
+    def choose(self, view: View, need: Need) -> Request:
+        return min(view.running, key=lambda request: (request.num_computed_tokens, request.id))
 
 
 @dataclass(slots=True, eq=False)
@@ -24,19 +25,19 @@ class TakesTurns:
 
     num_choices: int = 0
 
-    def choose(self, running: Sequence[Request]) -> Request:
+    def choose(self, view: View, need: Need) -> Request:
         self.num_choices += 1
-        return running[-1] if self.num_choices % 2 else running[0]
+        return view.running[-1] if self.num_choices % 2 else view.running[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Forgetful:
     """A policy whose method has no return."""
 
-    def choose(self, running: Sequence[Request]) -> Request:  # type: ignore[empty-body]
+    def choose(self, view: View, need: Need) -> Request:  # type: ignore[empty-body]
         pass
 
-    def swaps(self, victim: Request, state: object) -> bool:  # type: ignore[empty-body]
+    def swaps(self, victim: Request, view: View) -> bool:  # type: ignore[empty-body]
         pass
 
 
@@ -44,14 +45,14 @@ class Forgetful:
 class Elsewhere:
     """The victim is no running request."""
 
-    def choose(self, running: Sequence[Request]) -> str:
-        return running[0].id
+    def choose(self, view: View, need: Need) -> str:
+        return view.running[0].id
 
 
 @dataclass(frozen=True, slots=True)
 class Buggy:
     """Raises what numpy raises."""
 
-    def choose(self, running: Sequence[Request]) -> Request:
+    def choose(self, view: View, need: Need) -> Request:
         np.zeros(2) + np.zeros(3)
-        return running[0]
+        return view.running[0]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import pandas as pd
 import pytest
 
 from engine.core.errors import UserError
+from engine.core.policies.base import Need
 from engine.core.request import Request
+from engine.core.view import View
 from experiments import run
 from experiments.analysis import interval, over, paired, read_validation, relative, serve
 from tests.experiments.cli import QUICK, Cli
@@ -22,8 +23,8 @@ TIGHT = ("pool=blocks", "pool.num_blocks=300", "workload.num_requests=12", "work
 class LeastComputed:
     """The victim is the request with the fewest computed tokens."""
 
-    def choose(self, running: Sequence[Request]) -> Request:
-        return min(running, key=lambda request: (request.num_computed_tokens, request.id))
+    def choose(self, view: View, need: Need) -> Request:
+        return min(view.running, key=lambda request: (request.num_computed_tokens, request.id))
 
 
 def test_a_run_from_python_is_that_of_the_command_line(cli: Cli) -> None:

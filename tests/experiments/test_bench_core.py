@@ -37,7 +37,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
 
     class Watched(Scheduler):
         def commit(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
-            state = plan.num_tokens, len(self.running), len(self.waiting), self.kv.num_free
+            state = (
+                plan.num_tokens,
+                len(self.state.running),
+                len(self.state.waiting),
+                self.state.kv.device.num_free,
+            )
             events = super().commit(plan, result, now_ns)
             steps.append(Seen(*state, frozenset(event.kind for event in events)))
             return events

@@ -54,7 +54,7 @@ class CoreMachine(RuleBasedStateMachine):
     )
     def add(self, length: tuple[int, int], max_tokens: int, n: int, priority: int, ago_ns: int) -> None:
         num_blocks, num_tokens = length
-        num_prompt_tokens = max(1, num_blocks * self.trial.scheduler.kv.block_size + num_tokens)
+        num_prompt_tokens = max(1, num_blocks * self.trial.scheduler.state.kv.block_size + num_tokens)
         request_id = next(name for name in NAMES if name not in self.trial.backend.requests)
         arrival_ns = max(0, self.trial.now_ns - ago_ns)
         self.trial.arrive(

@@ -40,28 +40,28 @@ def broken(number: int) -> AbstractContextManager[object]:
 def test_a_count_that_no_table_explains() -> None:
     scheduler, _ = running()
     check_conservation(scheduler)
-    scheduler.kv.device.ref_counts[0] += 1
+    scheduler.state.kv.device.num_holders[0] += 1
     with broken(1):
         check_conservation(scheduler)
 
 
 def test_a_block_both_free_and_held() -> None:
     scheduler, _ = running()
-    scheduler.kv.device.free.append(0)
+    scheduler.state.kv.device.free.append(0)
     with broken(1):
         check_conservation(scheduler)
 
 
 def test_slots_miscounted() -> None:
     scheduler, _ = running()
-    scheduler.num_kv_tokens += 1
+    scheduler.state.num_kv_tokens += 1
     with broken(1):
         check_conservation(scheduler)
 
 
 def test_sequences_miscounted() -> None:
     scheduler, _ = running(n=2)
-    scheduler.num_running_seqs -= 1
+    scheduler.state.num_running_seqs -= 1
     with broken(1):
         check_conservation(scheduler)
 
@@ -69,7 +69,7 @@ def test_sequences_miscounted() -> None:
 def test_a_block_that_outlives_its_owner() -> None:
     scheduler, _ = running()
     check_nothing_left(scheduler)
-    scheduler.requests.clear()
+    scheduler.state.requests.clear()
     with broken(3):
         check_nothing_left(scheduler)
 
@@ -77,8 +77,8 @@ def test_a_block_that_outlives_its_owner() -> None:
 def test_a_write_to_a_shared_block() -> None:
     scheduler, plan = running(n=2)
     check_exclusive_writes(scheduler, plan)
-    tables = scheduler.requests["a"].tables
-    scheduler.kv.device.share([tables[1][1]])
+    tables = scheduler.state.requests["a"].tables
+    scheduler.state.kv.device.hold([tables[1][1]])
     with broken(4):
         check_exclusive_writes(scheduler, plan)
 

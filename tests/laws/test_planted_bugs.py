@@ -11,17 +11,20 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from engine.core.blocks import BlockPool
 from engine.core.events import EventKind
 from engine.core.kv_cache import KVCache
 from engine.core.laws import LawBroken, LawfulScheduler
-from engine.core.plan import Finish, Transfer
+from engine.core.plan import Transfer
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import State, Verbs
-from engine.core.policies.batching import DecodeFirst
+from engine.core.policies.base import Verbs
+from engine.core.policies.batching import DecodeFirst, admit_clipped
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.spec import Limits
+from engine.core.state import State
 from engine.core.step import Step
+from engine.core.view import View
 from experiments.soak import soak
 from tests.laws.machine import CoreMachine
 
@@ -32,14 +35,14 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 def leak_on_abort(patch: pytest.MonkeyPatch) -> None:
     """An aborted request forgets to give its last block back."""
-    end = Scheduler.end
+    end = Scheduler._end
 
-    def leaky(self: Scheduler, request: Request, kind: EventKind, detail: str, now_ns: int) -> None:
+    def leaky(self: Scheduler, request: Request, kind: EventKind, detail: str) -> None:
         if kind is EventKind.ABORTED and request.tables:
             next(iter(request.tables.values())).pop()
-        end(self, request, kind, detail, now_ns)
+        end(self, request, kind, detail)
 
-    patch.setattr(Scheduler, "end", leaky)
+    patch.setattr(Scheduler, "_end", leaky)
 
 
 def write_shared(patch: pytest.MonkeyPatch) -> None:
@@ -52,12 +55,12 @@ class NeverContinues(DecodeFirst):
     """Admits, and forgets whom it admitted."""
 
     def fill(self, step: Verbs) -> None:
-        step.admit_waiting()
+        admit_clipped(step)
 
 
 @dataclass(frozen=True, slots=True)
 class LetsNobodyIn(FullPrompt):
-    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+    def enter(self, request: Request, num_tokens: int, view: View) -> bool:
         return False
 
 
@@ -81,45 +84,44 @@ def admit_nobody(patch: pytest.MonkeyPatch) -> None:
 
 def lose_a_victim(patch: pytest.MonkeyPatch) -> None:
     """A victim joins no queue, so nobody ever thinks of it again."""
-    preempt = Step._preempt
+    leave = State._leave
 
-    def forgetful(self: Step, victim: Request) -> None:
-        preempt(self, victim)
-        self.preempted.pop()
+    def forgetful(self: State, victim: Request) -> None:
+        leave(self, victim)
+        self.victims.pop()
 
-    patch.setattr(Step, "_preempt", forgetful)
+    patch.setattr(State, "_leave", forgetful)
 
 
 def keep_silent(patch: pytest.MonkeyPatch) -> None:
     """A request ends, and nobody is told."""
     tell = Scheduler._tell
 
-    def silent(self: Scheduler, request: Request, kind: EventKind, *rest: Any) -> None:
+    def silent(self: Scheduler, request: Request, kind: EventKind, detail: str) -> None:
         if kind is not EventKind.FINISHED:
-            tell(self, request, kind, *rest)
+            tell(self, request, kind, detail)
 
     patch.setattr(Scheduler, "_tell", silent)
 
 
 def keep_a_seat(patch: pytest.MonkeyPatch) -> None:
     """A sequence that ends before the others of its request is still counted as running."""
-    finish = Scheduler._finish
+    end_sequence = State.end_sequence
 
-    def miscounting(self: Scheduler, finish_: Finish, in_flight: list[Request], now_ns: int) -> None:
-        several = len(next(one for one in in_flight if one.id == finish_.request_id).live) > 1
-        finish(self, finish_, in_flight, now_ns)
-        self.num_running_seqs += several
+    def miscounting(self: State, request: Request, seq: int) -> None:
+        end_sequence(self, request, seq)
+        self.num_running_seqs += 1
 
-    patch.setattr(Scheduler, "_finish", miscounting)
+    patch.setattr(State, "end_sequence", miscounting)
 
 
 def release_twice(patch: pytest.MonkeyPatch) -> None:
     """The blocks of a sequence that has ended are given back at once, and again with its request."""
     release = KVCache.release_sequence
 
-    def forgetful(self: KVCache, request: Request, seq: int) -> None:
+    def forgetful(self: KVCache, request: Request, seq: int, pool: BlockPool) -> None:
         table = request.tables.get(seq, [])
-        release(self, request, seq)
+        release(self, request, seq, pool)
         request.tables[seq] = table
 
     patch.setattr(KVCache, "release_sequence", forgetful)
@@ -127,7 +129,7 @@ def release_twice(patch: pytest.MonkeyPatch) -> None:
 
 def overspend(patch: pytest.MonkeyPatch) -> None:
     """The token budget is counted per chunk, not per sequence."""
-    patch.setattr(Step, "_clip", lambda self, request: min(self._behind(request), max(self.budget, 0)))
+    patch.setattr(Step, "clip", lambda self, request: min(request.num_behind, max(self.budget, 0)))
 
 
 def copy_nothing(patch: pytest.MonkeyPatch) -> None:
@@ -193,7 +195,7 @@ def test_the_seeded_driver_catches(plant: Plant, law: int, monkeypatch: pytest.M
 
 def test_a_double_release_is_an_error_with_the_laws_off(monkeypatch: pytest.MonkeyPatch) -> None:
     release_twice(monkeypatch)
-    with pytest.raises(RuntimeError, match="released twice"):
+    with pytest.raises(RuntimeError, match="dropped twice"):
         for _ in soak(seed=1, num_steps=MAX_STEPS, make=Scheduler):
             pass
 

@@ -151,7 +151,9 @@ class Run:
     def with_policies(self, **changes: Any) -> Run:
         """The same scenario under other policies."""
         old = self.scheduler
-        capacity = Capacity(old.kv.num_blocks, old.kv.host.num_blocks, old.kv.block_size)
+        capacity = Capacity(
+            old.state.kv.device.num_blocks, old.state.kv.host.num_blocks, old.state.kv.block_size
+        )
         scheduler = LawfulScheduler(capacity, old.limits, replace(old.policies, **changes))
         return Run(scheduler, self.specs)
 
@@ -164,28 +166,31 @@ class Run:
                 # All arrivals of a step come before it; their fractions of a step only order them.
                 scheduler.add(Request(self.specs[position]), now_ns)
                 if self.specs[position].request_id in self.too_long:
-                    assert self.specs[position].request_id not in scheduler.requests
+                    assert self.specs[position].request_id not in scheduler.state.requests
                 position += 1
             plan = scheduler.schedule(now_ns)
             record = self._queues()
             record |= self._decisions(plan) if plan is not None else {}
             if plan is not None:
                 record |= self._commit(plan, now_ns)
-            record |= {"free_after": scheduler.kv.num_free, "free_host_after": scheduler.kv.host.num_free}
+            record |= {
+                "free_after": scheduler.state.kv.device.num_free,
+                "free_host_after": scheduler.state.kv.host.num_free,
+            }
             yield {"step": step, **record}
 
     def _queues(self) -> Record:
         scheduler = self.scheduler
         return {
-            "running": [request.id for request in scheduler.running],
-            "waiting": [request.id for request in scheduler.waiting],
-            "swapped": [request.id for request in scheduler.swapped],
-            "free": scheduler.kv.num_free,
-            "free_host": scheduler.kv.host.num_free,
+            "running": [request.id for request in scheduler.state.running],
+            "waiting": [request.id for request in scheduler.state.waiting],
+            "swapped": [request.id for request in scheduler.state.swapped],
+            "free": scheduler.state.kv.device.num_free,
+            "free_host": scheduler.state.kv.host.num_free,
         }
 
     def _decisions(self, plan: StepPlan) -> Record:
-        requests = self.scheduler.requests
+        requests = self.scheduler.state.requests
         moved = {
             kind: sum(len(transfer.src) for transfer in plan.transfers if transfer.kind is kind)
             for kind in TransferKind
@@ -210,8 +215,8 @@ class Run:
     def _commit(self, plan: StepPlan, now_ns: int) -> Record:
         finished = []
         for chunk in plan.chunks:
-            request = self.scheduler.requests[chunk.request_id]
-            length = request.num_tokens + 1
+            request = self.scheduler.state.requests[chunk.request_id]
+            length = request.num_tokens  # the token of this step included
             window = self.scheduler.limits.max_model_len
             if length - request.num_prompt_tokens >= request.max_tokens or length >= window:
                 finished += [Finish(chunk.request_id, seq, FinishReason.LENGTH) for seq in chunk.samples]

@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from engine.core.policies.admission import Watermark
+from engine.core.policies.base import Need
 from engine.core.policies.batching import DecodeFirst, Static
 from engine.core.policies.order import Fcfs
 from engine.core.policies.restore import Recompute
+from engine.core.request import Request
+from engine.core.view import View
 from tests.parity.golden import GOLDEN, Record, Run, load, names, without
 
 EMPTY: Record = {
@@ -172,8 +175,8 @@ def test_where_the_real_scheduler_fails_ours_obeys_the_laws(name: str) -> None:
         ended += record.get("finished", []) + record.get("rejected", [])
         fell_back += record.get("recomputed", []) if name in RAISES else []
     assert sorted(ended) == sorted(spec.request_id for spec in run.specs)
-    assert not run.scheduler.requests
-    assert record["free_host_after"] == run.scheduler.kv.host.num_blocks
+    assert not run.scheduler.state.requests
+    assert record["free_host_after"] == run.scheduler.state.kv.host.num_blocks
     assert bool(fell_back) == (name in RAISES)
 
 
@@ -206,5 +209,5 @@ def test_a_changed_policy_is_noticed() -> None:
 class LeastArrived:
     """The oldest request is the victim: no sensible policy."""
 
-    def choose(self, running: Any) -> Any:
-        return min(running, key=lambda request: (request.arrival_ns, request.id))
+    def choose(self, view: View, need: Need) -> Request:
+        return min(view.running, key=lambda request: (request.arrival_ns, request.id))

@@ -80,14 +80,14 @@ def first_difference(engine: str, scenario: dict[str, Any]) -> tuple[Any, str]:
             if ours != value:
                 return (theirs["step"], key, ours, value), model.defect or "ended"
     last_arrival = max(item["arrival_step"] for item in scenario["requests"])
-    while model.defect is not None and (run.scheduler.requests or len(seen) <= last_arrival):
+    while model.defect is not None and (run.scheduler.state.requests or len(seen) <= last_arrival):
         record = next(records, None)
         if record is None:
             break  # it would go on for ever: the requests are lost
         seen.append(EMPTY | record)
     ended = Counter(name for record in seen for name in (*record["finished"], *record["rejected"]))
     lost = [item["id"] for item in scenario["requests"] if ended[item["id"]] != 1]
-    if lost or run.scheduler.requests:
+    if lost or run.scheduler.state.requests:
         return (len(seen), "lost", lost, []), model.defect or "ended"
     return None, model.defect or "ended"
 

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from engine.core.fields import AtLeast, Below, Natural, check_fields
-from engine.core.policies.base import State
 from engine.core.request import Request
+from engine.core.view import View
 
 Spared = Annotated[float, AtLeast(0), Below(1)]
 """The share of the pool that stays free."""
 
 
-def _too_big(request: Request, num_blocks: int, num_allowed: int, state: State) -> str | None:
+def _too_big(request: Request, num_blocks: int, num_allowed: int, view: View) -> str | None:
     if num_blocks <= num_allowed:
         return None
     return (
-        f"{request.num_tokens} tokens need {num_blocks} blocks of {state.kv.block_size}, and the pool allows "
-        f"{num_allowed} of its {state.kv.num_blocks}: give it more blocks or send a shorter request"
+        f"{request.num_tokens} tokens need {num_blocks} blocks of {view.block_size}, and the pool allows "
+        f"{num_allowed} of its {view.num_blocks}: give it more blocks or send a shorter request"
     )
 
 
@@ -31,23 +31,29 @@ class FullPrompt:
     """
 
     watermark: Spared = 0.0
-    screens_arrivals: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def never(self, request: Request, state: State) -> str | None:
+    def screen(self, request: Request, view: View) -> str | None:
+        """Nobody waits in vain."""
+        return self.never(request, view)
+
+    def never(self, request: Request, view: View) -> str | None:
         """Longer than the whole pool."""
-        return _too_big(request, state.kv.blocks_to_hold(request), state.kv.num_blocks, state)
+        return _too_big(request, view.blocks_to_hold(request), view.num_blocks, view)
 
-    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+    def enter(self, request: Request, num_tokens: int, view: View) -> bool:
         """All its tokens fit now."""
-        return self.resume(state.kv.blocks_to_hold(request), state)
+        return self._fits(view.blocks_to_hold(request), view)
 
-    def resume(self, num_blocks: int, state: State) -> bool:
+    def resume(self, request: Request, num_blocks: int, view: View) -> bool:
         """What it held fits now."""
-        reserve = int(self.watermark * state.kv.num_blocks) if state.is_busy else 0
-        return num_blocks + reserve <= state.kv.num_free
+        return self._fits(num_blocks, view)
+
+    def _fits(self, num_blocks: int, view: View) -> bool:
+        reserve = int(self.watermark * view.num_blocks) if view.is_busy else 0
+        return num_blocks + reserve <= view.num_free_blocks
 
     @property
     def headroom_per_seq(self) -> int:
@@ -62,9 +68,9 @@ class FirstChunk(FullPrompt):
     vLLM V1 without `scheduler_reserve_full_isl`.
     """
 
-    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+    def enter(self, request: Request, num_tokens: int, view: View) -> bool:
         """Its next chunk fits now."""
-        return self.resume(state.kv.blocks_for(num_new_tokens), state)
+        return self._fits(view.blocks_for(num_tokens), view)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +85,30 @@ class Watermark:
 
     fraction: Spared = 0.01
     headroom_per_seq: Natural = 1
-    screens_arrivals: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def never(self, request: Request, state: State) -> str | None:
+    def screen(self, request: Request, view: View) -> str | None:
+        """Everybody may wait."""
+        return None
+
+    def never(self, request: Request, view: View) -> str | None:
         """More blocks than the pool without the watermark."""
-        num_allowed = state.kv.num_blocks - self._reserve(state)
-        return _too_big(request, state.kv.blocks_to_hold(request), num_allowed, state)
+        num_allowed = view.num_blocks - self._reserve(view)
+        return _too_big(request, view.blocks_to_hold(request), num_allowed, view)
 
-    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+    def enter(self, request: Request, num_tokens: int, view: View) -> bool:
         """All its tokens fit above the watermark."""
-        return state.kv.num_free - state.kv.blocks_to_hold(request) >= self._reserve(state)
+        return view.num_free_blocks - view.blocks_to_hold(request) >= self._reserve(view)
 
-    def resume(self, num_blocks: int, state: State) -> bool:
+    def resume(self, request: Request, num_blocks: int, view: View) -> bool:
         """What it held, and what it may need next, fits above the watermark."""
-        reserve = self._reserve(state) if state.is_busy else 0
-        return state.kv.num_free - num_blocks >= reserve
+        reserve = self._reserve(view) if view.is_busy else 0
+        return view.num_free_blocks - num_blocks >= reserve
 
-    def _reserve(self, state: State) -> int:
-        return int(self.fraction * state.kv.num_blocks)
+    def _reserve(self, view: View) -> int:
+        return int(self.fraction * view.num_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,37 +125,36 @@ class Padded:
     """
 
     @property
-    def screens_arrivals(self) -> bool:
-        """A request that is too big alone is too big in any batch."""
-        return True
-
-    @property
     def headroom_per_seq(self) -> int:
         """All that it may ever need is counted when it enters."""
         return 0
 
-    def never(self, request: Request, state: State) -> str | None:
+    def screen(self, request: Request, view: View) -> str | None:
+        """A request that is too big alone is too big in any batch."""
+        return self.never(request, view)
+
+    def never(self, request: Request, view: View) -> str | None:
         """More than the pool, were it alone."""
-        num_blocks = self._num_blocks([request], state)
-        if num_blocks <= state.kv.num_blocks:
+        num_blocks = self._num_blocks([request], view)
+        if num_blocks <= view.num_blocks:
             return None
         return (
             f"its prompt of {request.num_prompt_tokens} tokens and max_tokens of {request.max_tokens} need "
-            f"{num_blocks} blocks of {state.kv.block_size} for n = {request.n} sequences, and the pool has "
-            f"{state.kv.num_blocks}: give it more blocks, send a shorter request or lower max_tokens"
+            f"{num_blocks} blocks of {view.block_size} for n = {request.n} sequences, and the pool has "
+            f"{view.num_blocks}: give it more blocks, send a shorter request or lower max_tokens"
         )
 
-    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
+    def enter(self, request: Request, num_tokens: int, view: View) -> bool:
         """The batch fits with it."""
-        return self._num_blocks([*state.batch, request], state) <= state.kv.num_blocks
+        return self._num_blocks([*view.batch, request], view) <= view.num_blocks
 
-    def resume(self, num_blocks: int, state: State) -> bool:
+    def resume(self, request: Request, num_blocks: int, view: View) -> bool:
         """What it held fits now."""
-        return num_blocks <= state.kv.num_free
+        return num_blocks <= view.num_free_blocks
 
-    def _num_blocks(self, batch: Sequence[Request], state: State) -> int:
+    def _num_blocks(self, batch: Sequence[Request], view: View) -> int:
         """Blocks of a batch at its padded length; the last token of a sequence is never computed."""
         longest = max(request.num_prompt_tokens for request in batch)
         longest += max(request.max_tokens for request in batch)
-        num_slots = min(longest, state.limits.max_model_len) - 1
-        return state.kv.blocks_for(num_slots) * sum(request.n for request in batch)
+        num_slots = min(longest, view.limits.max_model_len) - 1
+        return view.blocks_for(num_slots) * sum(request.n for request in batch)

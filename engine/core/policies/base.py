@@ -1,70 +1,47 @@
 """The axes along which schedulers differ: one protocol each.
 
-A policy is a small frozen dataclass. It sees the state of the scheduler, changes nothing, and decides from
-what has happened so far. Whatever it sorts by ends in the request id, so that no tie is left to chance.
+A policy is a small frozen dataclass. It looks at the scheduler through a `View`, changes nothing, and decides
+from what has happened so far. Whatever it sorts by ends in the request id, so that no tie is left to chance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from engine.core.errors import UserError
 from engine.core.fields import check_fields
-from engine.core.kv_cache import KVCache
 from engine.core.request import Request
 from engine.core.spec import Limits
+from engine.core.view import View
 
 QueueName = Literal["waiting", "running", "swapped"]
-
-
-class State(Protocol):
-    """What a policy may look at."""
-
-    @property
-    def kv(self) -> KVCache:
-        """Block tables and pools."""
-        ...
-
-    @property
-    def limits(self) -> Limits:
-        """What a step and a request may not exceed."""
-        ...
-
-    @property
-    def running(self) -> Sequence[Request]:
-        """The running queue."""
-        ...
-
-    @property
-    def batch(self) -> Sequence[Request]:
-        """All that run, those that entered in this very step included."""
-        ...
-
-    @property
-    def is_busy(self) -> bool:
-        """Some request runs, those that entered in this very step included."""
-        ...
 
 
 class Order(Protocol):
     """Who is next in a queue."""
 
     @property
-    def sorts(self) -> tuple[str, ...]:
+    def sorts(self) -> Sequence[str]:
         """The queues ("waiting", "running", "swapped") kept in the order of `key`; others stay as they
         came.
         """
         ...
 
-    @property
-    def ages(self) -> bool:
-        """The key depends on the time, so that queues are sorted anew in each step."""
+    def key(self, request: Request, view: View) -> tuple[float | str, ...]:
+        """Lowest first; the last element is the request id. Asked when the request joins a queue, or when the
+        queue is put in order.
+        """
         ...
 
-    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
-        """Lowest first; the last element is the request id."""
+
+@runtime_checkable
+class ChangingOrder(Order, Protocol):
+    """An order in which a key may change while its request stands in a queue."""
+
+    def has_changed(self, view: View) -> bool:
+        """Whether the queue at hand must be put in order anew."""
         ...
 
 
@@ -72,7 +49,7 @@ class Order(Protocol):
 class AgeingOrder(Order, Protocol):
     """An order in which priorities change as requests wait."""
 
-    def effective_priority(self, request: Request, now_ns: int) -> float:
+    def effective_priority(self, request: Request) -> float:
         """What has become of `request.priority`; lower goes first. Only differences count."""
         ...
 
@@ -87,23 +64,22 @@ class Admission(Protocol):
         """
         ...
 
-    @property
-    def screens_arrivals(self) -> bool:
-        """Ask `never` when a request arrives, not only when it is at the head of the queue."""
-        ...
-
-    def never(self, request: Request, state: State) -> str | None:
-        """Why the request could not even enter an empty pool; None if it could.
+    def screen(self, request: Request, view: View) -> str | None:
+        """Why an arriving request is rejected at once; None if it may wait.
 
         The limits on what a request is (window, sequences) are the scheduler's own business.
         """
         ...
 
-    def enter(self, request: Request, num_new_tokens: int, state: State) -> bool:
-        """A waiting request may start; the pool has at least the blocks of its first chunk."""
+    def never(self, request: Request, view: View) -> str | None:
+        """Why the request at the head of the queue could not even enter an empty pool; None if it could."""
         ...
 
-    def resume(self, num_blocks: int, state: State) -> bool:
+    def enter(self, request: Request, num_tokens: int, view: View) -> bool:
+        """A waiting request may start with so many tokens."""
+        ...
+
+    def resume(self, request: Request, num_blocks: int, view: View) -> bool:
         """A swapped request may come back, which takes `num_blocks`."""
         ...
 
@@ -111,24 +87,16 @@ class Admission(Protocol):
 class Verbs(Protocol):
     """What a batching program is written in; implemented by engine.core.step.Step."""
 
+    view: View
+
     @property
-    def running(self) -> Sequence[Request]:
-        """The running queue; who enters in this step joins it at the end."""
+    def batch(self) -> Sequence[Request]:
+        """Those that compute something in this step so far, in batch order."""
         ...
 
     @property
-    def num_swapped(self) -> int:
-        """Requests still swapped out."""
-        ...
-
-    @property
-    def is_busy(self) -> bool:
-        """Some request runs."""
-        ...
-
-    @property
-    def num_chunks(self) -> int:
-        """Requests that compute something in this step, so far."""
+    def is_all_decode(self) -> bool:
+        """Each of them computes its newest token and gets one more."""
         ...
 
     @property
@@ -136,30 +104,61 @@ class Verbs(Protocol):
         """Victims of this step, so far."""
         ...
 
-    def continue_running(self, *, until_self_preempted: bool = False) -> None:
-        """Running requests get what they are behind by; where memory is short, others are preempted.
+    @property
+    def admitted(self) -> Sequence[Request]:
+        """Those that have entered in this step."""
+        ...
 
-        Where the one in need must itself go, those behind it have their turn, unless `until_self_preempted`.
+    @property
+    def resumed(self) -> Sequence[Request]:
+        """Those that have come back from the host pool."""
+        ...
+
+    def clip(self, request: Request) -> int:
+        """What the token budget allows of what a request is behind by."""
+        ...
+
+    def keeps(self, victim: Request) -> bool:
+        """Its KV would be kept if it were preempted now."""
+        ...
+
+    def running(self) -> Iterator[Request]:
+        """In queue order, those who need a decision; a decode that has its block gets its token unasked."""
+        ...
+
+    def swapped(self) -> Iterator[Request]:
+        """In queue order."""
+        ...
+
+    def waiting(self) -> Iterator[Request]:
+        """In queue order."""
+        ...
+
+    def advance(self, request: Request, *, headroom_per_seq: int | None = None) -> bool:
+        """A running request gets what it is behind by; where memory is short, others are preempted. False,
+        and nothing, if it is itself the victim.
         """
         ...
 
-    def resume_swapped(self, *, whole: bool = False) -> None:
-        """Swapped requests come back and compute in the same step, clipped to the token budget unless
-        `whole`.
-        """
+    def resume(self, request: Request, num_tokens: int) -> bool:
+        """A swapped request comes back and computes. False if it has to wait."""
         ...
 
-    def admit_waiting(self) -> None:
-        """Waiting requests enter, head of the queue first, until one does not fit."""
+    def admit(self, request: Request, num_tokens: int) -> bool:
+        """A waiting request enters and computes. False if it has to wait."""
         ...
 
-    def put_prefills_first(self) -> None:
-        """Lay the batch out as vLLM 0.4.2 does with chunked prefill."""
+    def preempt(self, victim: Request) -> None:
+        """A running request loses its blocks, and what it was given in this step."""
+        ...
+
+    def lay_out(self, place: Callable[[Request], int], queue_place: Callable[[Request], int]) -> None:
+        """Sort the batch, and the running queue until it is put in order."""
         ...
 
 
 class Batching(Protocol):
-    """How the token budget of a step is shared: a short program over the three verbs."""
+    """How the token budget of a step is shared: a short program over requests."""
 
     @property
     def splits_prompts(self) -> bool:
@@ -171,21 +170,27 @@ class Batching(Protocol):
         ...
 
 
+class Need(NamedTuple):
+    """Why somebody has to go."""
+
+    request: Request
+    """It runs, and finds too few blocks."""
+    num_blocks: int
+    """Free blocks that it wants."""
+
+
 class Victim(Protocol):
     """Whom to preempt when a running request finds no block."""
 
-    def choose(self, running: Sequence[Request]) -> Request:
-        """One of the running requests, which come in queue order; it may be the one in need.
-
-        A policy that goes by priority looks at `Request.effective_priority`, as the order does.
-        """
+    def choose(self, view: View, need: Need) -> Request:
+        """One of `view.running`, which is in queue order; it may be the one in need."""
         ...
 
 
 class Restore(Protocol):
     """How a victim comes back."""
 
-    def swaps(self, victim: Request, state: State) -> bool:
+    def swaps(self, victim: Request, view: View) -> bool:
         """Keep its KV in the host pool (True), or drop it and compute it again (False).
 
         If the host pool has no room for it, it is recomputed whatever is answered here.
@@ -196,7 +201,7 @@ class Restore(Protocol):
 class Reservation(Protocol):
     """How much memory is set aside ahead of need."""
 
-    def num_tokens(self, request: Request, num_tokens: int, state: State) -> int:
+    def tokens(self, request: Request, num_tokens: int, view: View) -> int:
         """Tokens to hold blocks for when `num_tokens` are about to be computed; not fewer."""
         ...
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from engine.core.fields import NonNegative, check_fields
 from engine.core.policies.base import QueueName
 from engine.core.request import Request
+from engine.core.view import View
 
 NS_PER_S = 1_000_000_000
 
@@ -21,12 +22,11 @@ class Fcfs:
     """
 
     sorts: tuple[QueueName, ...] = ()
-    ages: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
+    def key(self, request: Request, view: View) -> tuple[float | str, ...]:
         """By arrival."""
         return (request.arrival_ns, request.id)
 
@@ -46,15 +46,12 @@ class Priority:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @property
-    def ages(self) -> bool:
-        """All requests age alike, so their order never changes with time alone."""
-        return False
-
-    def effective_priority(self, request: Request, now_ns: int) -> float:
-        """Priority - a (now - arrival) orders like priority + a arrival: `now` is the same for all."""
+    def effective_priority(self, request: Request) -> float:
+        """Priority - a (now - arrival) orders like priority + a arrival: `now` is the same for all, so the
+        order never changes with time alone.
+        """
         return request.priority + self.ageing_per_s * request.arrival_ns / NS_PER_S
 
-    def key(self, request: Request, now_ns: int) -> tuple[float | str, ...]:
+    def key(self, request: Request, view: View) -> tuple[float | str, ...]:
         """The effective priority, then arrival."""
-        return (self.effective_priority(request, now_ns), request.arrival_ns, request.id)
+        return (self.effective_priority(request), request.arrival_ns, request.id)

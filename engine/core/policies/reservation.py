@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.core.policies.base import State
 from engine.core.request import Request
+from engine.core.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class OnDemand:
     """A block when a token needs it: PagedAttention as vLLM V1 does it, chunk by chunk."""
 
-    def num_tokens(self, request: Request, num_tokens: int, state: State) -> int:
+    def tokens(self, request: Request, num_tokens: int, view: View) -> int:
         """Just these."""
         return num_tokens
 
@@ -21,7 +21,7 @@ class OnDemand:
 class WholePrompt:
     """Blocks for all known tokens at the first chunk (vLLM V0)."""
 
-    def num_tokens(self, request: Request, num_tokens: int, state: State) -> int:
+    def tokens(self, request: Request, num_tokens: int, view: View) -> int:
         """All it has; its prompt while several sequences are to share that, since they part after it."""
         if len(request.live) > 1 and request.num_computed_tokens < request.num_prompt_tokens:
             return request.num_prompt_tokens

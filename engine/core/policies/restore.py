@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.core.policies.base import CostEstimator, State
+from engine.core.policies.base import CostEstimator
 from engine.core.request import Request
+from engine.core.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
     """Always keep the KV in the host pool."""
 
-    def swaps(self, victim: Request, state: State) -> bool:
+    def swaps(self, victim: Request, view: View) -> bool:
         """Yes."""
         return True
 
@@ -21,7 +22,7 @@ class Swap:
 class Recompute:
     """Always drop the KV and compute it again; the tokens generated so far become part of the prompt."""
 
-    def swaps(self, victim: Request, state: State) -> bool:
+    def swaps(self, victim: Request, view: View) -> bool:
         """No."""
         return False
 
@@ -30,7 +31,7 @@ class Recompute:
 class SwapIfSeveral:
     """vLLM V0's own rule: recompute a single sequence, swap a request with several."""
 
-    def swaps(self, victim: Request, state: State) -> bool:
+    def swaps(self, victim: Request, view: View) -> bool:
         """Whether more than one sequence is alive."""
         return len(victim.live) > 1
 
@@ -44,7 +45,7 @@ class Cheapest:
 
     cost: CostEstimator
 
-    def swaps(self, victim: Request, state: State) -> bool:
+    def swaps(self, victim: Request, view: View) -> bool:
         """Whether twice the transfer of its blocks is cheaper than computing its tokens again."""
-        transfer_ns = self.cost.transfer_ns(state.kv.num_blocks_held(victim))
+        transfer_ns = self.cost.transfer_ns(view.blocks_held(victim))
         return 2 * transfer_ns < self.cost.recompute_ns(victim.num_kv_slots)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.core.policies.base import Need
 from engine.core.request import Request
+from engine.core.view import View
 
 
 @dataclass(frozen=True, slots=True)
 class LastAdmitted:
     """The tail of the running queue (vLLM, Sarathi-Serve, Vidur): the oldest always gets through."""
 
-    def choose(self, running: Sequence[Request]) -> Request:
+    def choose(self, view: View, need: Need) -> Request:
         """The last one."""
-        return running[-1]
+        return view.running[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class LowestPriority:
     the first to enter is not the first to go.
     """
 
-    def choose(self, running: Sequence[Request]) -> Request:
+    def choose(self, view: View, need: Need) -> Request:
         """The worst (effective priority, arrival, id)."""
-        return max(running, key=lambda request: (request.effective_priority, request.arrival_ns, request.id))
+        return max(
+            view.running, key=lambda request: (request.effective_priority, request.arrival_ns, request.id)
+        )
