@@ -78,8 +78,10 @@ class Work(NamedTuple):
 
     @classmethod
     def _of_batch(cls, batch: Batch, num_tokens: int) -> Work:
+        if num_tokens == len(batch):
+            return cls._of_decodes(batch, num_tokens)
         starts, chunks = _rows(batch, num_tokens)
-        decode, prefill = _decodes(starts), _prefills(chunks)
+        decode, prefill = _Contexts(*_decodes(starts)), _prefills(chunks)
         num_seqs = len(starts) + len(chunks)
         return cls(
             num_tokens=num_tokens,
@@ -94,6 +96,13 @@ class Work(NamedTuple):
             decode_context_squares=decode.squares,
             prefill_context_squares=prefill.squares,
         )
+
+    @classmethod
+    def _of_decodes(cls, batch: Batch, num_seqs: int) -> Work:
+        """The same where each chunk is one token of one sequence; positional, since time counts here."""
+        total, longest, squares = _decodes(batch.starts)
+        num_sampled = num_seqs if batch.samples is batch.seqs else sum(map(len, batch.samples))
+        return cls(num_seqs, num_seqs, 0, num_sampled, total, 0, 0, 0, 0, 0, 0, 0, longest, 0, squares, 0)
 
 
 class _Contexts(NamedTuple):
@@ -110,8 +119,6 @@ NO_CONTEXTS = _Contexts(0, 0, 0)
 def _rows(batch: Batch, num_tokens: int) -> tuple[Sequence[int], Sequence[tuple[int, int]]]:
     """First positions of the decodes, and (first position, tokens) of the prefill chunks, a sequence each."""
     starts, lengths = batch.starts, batch.num_tokens
-    if num_tokens == len(batch):
-        return starts, ()
     if num_tokens > sum(lengths):  # parallel sampling
         widths = list(map(len, batch.seqs))
         starts = list(chain.from_iterable(map(repeat, starts, widths)))
@@ -123,13 +130,13 @@ def _rows(batch: Batch, num_tokens: int) -> tuple[Sequence[int], Sequence[tuple[
     return decodes, [(starts[place], lengths[place]) for place in places]
 
 
-def _decodes(starts: Sequence[int]) -> _Contexts:
+def _decodes(starts: Sequence[int]) -> tuple[int, int, int]:
     """A decode at position s reads s + 1 positions. Squares sum exactly up to 2^50: `hypot` rounds once."""
     if not starts:
         return NO_CONTEXTS
     num_seqs, total = len(starts), sum(starts)
     squares = round(hypot(*starts) ** 2)
-    return _Contexts(total + num_seqs, max(starts) + 1, squares + 2 * total + num_seqs)
+    return total + num_seqs, max(starts) + 1, squares + 2 * total + num_seqs
 
 
 def _prefills(chunks: Sequence[tuple[int, int]]) -> _Contexts:
