@@ -120,10 +120,13 @@ class ModelV1:
                 continue
             while not self._grow(job, tokens):
                 victim = max(self.running, key=self._rank) if self.by_priority else self.running[-1]
-                self.running.remove(victim)
+                place = self.running.index(victim)
+                del self.running[place]
                 if victim in batch:  # already scheduled: its tokens go back to the budget
                     left += batch.pop(victim)
                     index -= 1
+                elif place < index:  # passed over: the index stays, and the next request has no turn
+                    self.defect = self.defect or "one skipped"
                 self._preempt(victim)
                 preempted.append(victim)
                 if victim is job:

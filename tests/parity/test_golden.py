@@ -17,6 +17,7 @@ from engine.core.policies.restore import Recompute
 from engine.core.request import Request
 from engine.core.view import View
 from tests.parity.golden import GOLDEN, Record, Run, load, names, without
+from tests.parity.golden_async import AsyncRun, expected_v1_async
 
 EMPTY: Record = {
     "tokens": [],
@@ -128,6 +129,15 @@ def test_vllm_v1(name: str) -> None:
     position = {item["id"]: index for index, item in enumerate(scenario["requests"])}
     wanted = [expected_v1(golden) for golden in trace]
     assert first_difference(Run.of("vllm_v1", scenario), wanted, position) is None
+
+
+@pytest.mark.parametrize("name", [name for name in names("vllm_v1_async") if not name.startswith("prefix")])
+def test_vllm_v1_async(name: str) -> None:
+    scenario, trace = load("vllm_v1_async", name)
+    run = AsyncRun(Run.of("vllm_v1_async", scenario))
+    for ours, theirs in zip(run.records(len(trace)), trace, strict=True):
+        assert {key: ours[key] for key in ("call", "plan", "update")} == expected_v1_async(theirs)
+    assert not run.scheduler.state.requests
 
 
 def defect(trace: list[Record], step: int, too_long: frozenset[str]) -> str | None:

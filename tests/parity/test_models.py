@@ -14,13 +14,18 @@ from typing import Any
 import pytest
 
 from tests.parity.golden import Record, Run, load, names, without
+from tests.parity.golden_async import AsyncRun, expected_v1_async
 from tests.parity.model_v0 import ModelV0
 from tests.parity.model_v1 import ModelV1
 from tests.parity.model_v1_async import ModelV1Async
 from tests.parity.test_golden import EMPTY, expected_v0, expected_v1
 
 MODELS: dict[str, Any] = {"vllm_v0": ModelV0, "vllm_v1": ModelV1, "vllm_v1_async": ModelV1Async}
-EXPECTED: dict[str, Any] = {"vllm_v0": expected_v0, "vllm_v1": expected_v1}
+EXPECTED: dict[str, Any] = {
+    "vllm_v0": expected_v0,
+    "vllm_v1": expected_v1,
+    "vllm_v1_async": expected_v1_async,
+}
 NUM_SCENARIOS = 400  # of each dialect, in the suite
 SHOWN = [("vllm_v0", name) for name in names("vllm_v0", "v0_")] + [
     (engine, name)
@@ -41,7 +46,7 @@ def test_a_model_decides_what_the_real_scheduler_decided(engine: str, name: str)
         assert ours == theirs
 
 
-@pytest.mark.parametrize("engine", EXPECTED)
+@pytest.mark.parametrize("engine", MODELS)
 def test_our_core_decides_what_the_models_decide(engine: str) -> None:
     ends = Counter(check(engine, seed) for seed in range(NUM_SCENARIOS))
     # The scenarios are worth something: most run to their end, and the defects are among them.
@@ -66,7 +71,8 @@ def first_difference(engine: str, scenario: dict[str, Any]) -> tuple[Any, str]:
     """((step, key, ours, the model's) or None, how it ended for the model)."""
     model, run = MODELS[engine](scenario), Run.of(engine, scenario)
     position = {item["id"]: index for index, item in enumerate(scenario["requests"])}
-    records = run.records(max_steps(scenario))
+    num_steps = max_steps(scenario)
+    records = AsyncRun(run).records(2 * num_steps) if engine == "vllm_v1_async" else run.records(num_steps)
     seen: list[Record] = []
     for theirs in model.records():
         if model.defect is not None:
@@ -78,7 +84,7 @@ def first_difference(engine: str, scenario: dict[str, Any]) -> tuple[Any, str]:
             if engine == "vllm_v1" and key in ("readmitted", "recomputed", "finished"):
                 ours = sorted(ours, key=position.__getitem__)
             if ours != value:
-                return (theirs["step"], key, ours, value), model.defect or "ended"
+                return (theirs.get("step", theirs.get("call")), key, ours, value), model.defect or "ended"
     last_arrival = max(item["arrival_step"] for item in scenario["requests"])
     while model.defect is not None and (run.scheduler.state.requests or len(seen) <= last_arrival):
         record = next(records, None)
