@@ -20,7 +20,7 @@ Errors = Mapping[str, list[float]]
 Halves = Mapping[str, float]
 Row = dict[str, Any]
 
-KINDS_OF_ERROR = ("as_it_is", "unbiased", "undrifted")
+KINDS_OF_ERROR = ("as_it_is", "unbiased", "undrifted", "followed")
 MEANS = ("output_throughput", "mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms")
 PERCENTILES = tuple(
     f"{stat}_{name}_ms" for name in ("ttft", "tpot", "e2el") for stat in ("median", "p90", "p99")
@@ -47,6 +47,8 @@ class Repeat:
     """With the step bias of this repeat taken out of all step times."""
     undrifted: Summary
     """With a cost model at one speed of the machine, and this run at the speed that the probe found."""
+    followed: Summary
+    """At the speed that the machine had in this run, second by second, by the run's own steps."""
 
 
 def compare(
@@ -55,8 +57,9 @@ def compare(
     """One row a cell and metric.
 
     Columns: load, policy, metric; simulated and measured (mean of the repeats); relative errors: error as it
-    is, unbiased with the step bias taken out, undrifted with the drift of the machine taken out; error_half
-    and half: half of the 90 % intervals of error and unbiased; spread of the engine's runs and of the
+    is, unbiased with the step bias taken out, undrifted with the drift of the machine taken out, followed
+    with its speed from second to second taken out; error_half, half and followed_half: half of the 90 %
+    intervals of error, unbiased and followed; spread of the engine's runs and of the
     ensemble of simulated ones; limit and answer of what is judged (holds, off, unclear; empty otherwise).
     """
     cells = list(dict.fromkeys(repeat.cell for repeat in repeats))
@@ -85,13 +88,18 @@ def _row(metric: str, repeats: Sequence[Repeat], errors: Errors, ensemble: Seque
         "error": fmean(errors["as_it_is"]),
         "unbiased": fmean(errors["unbiased"]),
         "undrifted": fmean(errors["undrifted"]),
+        "followed": fmean(errors["followed"]),
         "spread": spread(measured),
         "ensemble": spread(ensemble),
     }
 
 
 def _judged(metric: str, unbiased: float, half: Halves, off_half: Halves, tolerance: Tolerance) -> Row:
-    halves = {"error_half": half["as_it_is"], "half": half["unbiased"]}
+    halves = {
+        "error_half": half["as_it_is"],
+        "half": half["unbiased"],
+        "followed_half": half["followed"],
+    }
     if metric in COUNTS:
         return halves | {"limit": math.nan, "answer": ""}
     limit = tolerance.mean if metric in MEANS else tolerance.percentile

@@ -59,7 +59,13 @@ from experiments.output import (
 )
 from experiments.twins import simulated_stage
 from experiments.validation import FIRST_FIT, Findings, Requests, evaluate, measure
-from experiments.validation_tables import bias_table, comparison_table, engine_table, winners_table
+from experiments.validation_tables import (
+    bias_table,
+    comparison_table,
+    engine_table,
+    median_errors,
+    winners_table,
+)
 from experiments.verdict import Answer
 from sim.workloads.base import Prepared
 
@@ -178,6 +184,7 @@ def main(config: DictConfig, directory: Path) -> None:
         console.print(winners_table(found.comparison, load))
     console.print(engine_table(cell_runs, found.replayed, cost, measured.paces))
     console.print(bias_table(found.bias, found.residuals))
+    print_line(console, median_errors(found.comparison))
     print_line(console, measured.probe.describe())
     for cell_run, summary in zip([*simulated, *cell_runs], summaries, strict=True):
         print_unserved(console, cell_run.outcome.log, cell_run.folder.name)

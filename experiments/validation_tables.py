@@ -12,6 +12,7 @@ from rich.table import Table
 
 from engine.telemetry.agreement import half_width, kendall_tau, pooled_std, winner
 from experiments.campaign import CellRun
+from experiments.compare import MEANS, PERCENTILES
 from experiments.tables import label, number, percent, plain_table, unit
 from experiments.verdict import HOLDS_CONFIDENCE
 from sim.cost.base import CostModel
@@ -25,19 +26,19 @@ def comparison_table(comparison: pd.DataFrame, load: float | None, policy: str) 
     """Simulated against measured for one policy at one load; `comparison` is that of experiments.compare.
 
     Errors as they are and with the step bias taken out, each with half of its 90 % interval; with the drift
-    of the machine taken out; the spread of the engine's own runs, and that of simulations with the noise of
-    single steps.
+    of the machine taken out; with its speed from second to second taken out; the spread of the engine's own
+    runs, and that of simulations with the noise of single steps.
     """
     rows = _rows(comparison, load, policy=policy)
     limits = [percent(limit) for limit in sorted(set(rows["limit"].dropna()))]
     place = policy if load is None else f"{policy} at load {load:g}"
-    title = f"{place}: errors in %, limits {' and '.join(limits)}"
-    errors = ("error", "±", "no bias", "±", "no drift", "runs", "noise", "")
+    title = f"{place}: errors in %, limits {' and '.join(limits)} (-x: x taken out)"
+    errors = ("error", "±", "-bias", "±", "-drift", "-speed", "runs", "noise", "")
     table = plain_table(title, "metric", "simulated", "measured", *errors)
     for row in rows.to_dict("records"):
         metric = row["metric"]
         name = label(metric) + (f", {unit(metric)}" if unit(metric) else "")
-        values = ("error", "error_half", "unbiased", "half", "undrifted")
+        values = ("error", "error_half", "unbiased", "half", "undrifted", "followed")
         # A few preemptions more or less are large errors that say little: counts are shown side by side.
         shown = [percent(row[v], signed="half" not in v) if row["answer"] else "-" for v in values]
         table.add_row(
@@ -50,6 +51,20 @@ def comparison_table(comparison: pd.DataFrame, load: float | None, policy: str) 
             ANSWERS.get(row["answer"], row["answer"]),
         )
     return table
+
+
+def median_errors(comparison: pd.DataFrame) -> str:
+    """How large the errors of means and percentiles are, by what is taken out, in one line."""
+    texts = []
+    for kind, metrics in (("means", MEANS), ("percentiles", PERCENTILES)):
+        rows = comparison[comparison["metric"].isin(metrics)]
+        sizes = [percent(rows[name].abs().median()) for name in ("error", "unbiased", "followed")]
+        if len(rows):
+            texts.append(
+                f"of {len(rows)} {kind} {sizes[0]} % as they are, {sizes[1]} % without the step bias, "
+                f"{sizes[2]} % without the speed"
+            )
+    return f"median size of the errors: {'; '.join(texts)}"
 
 
 def _rows(comparison: pd.DataFrame, load: float | None, **columns: str) -> pd.DataFrame:

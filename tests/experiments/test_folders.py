@@ -119,7 +119,18 @@ def printed(*things: object) -> str:
 @pytest.mark.parametrize("name", ["[bold]", "[/red]", "a[red]b", "\\[x]"])
 def test_no_name_is_read_as_markup(name: str) -> None:
     row = {"load": None, "policy": name, "metric": "mean_e2el_ms", "answer": "holds"}
-    errors = ("simulated", "measured", "error", "error_half", "unbiased", "half", "undrifted", "spread")
+    errors = (
+        "simulated",
+        "measured",
+        "error",
+        "error_half",
+        "unbiased",
+        "half",
+        "undrifted",
+        "followed",
+        "followed_half",
+        "spread",
+    )
     comparison = pd.DataFrame([{**row, **dict.fromkeys((*errors, "ensemble", "limit"), 1.0)}])
     summary = dict.fromkeys(default_columns(), 1.0)
     gathered = pd.DataFrame(

@@ -16,6 +16,7 @@ from engine.core.work import Work
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration
+from experiments.compare import MEANS
 from experiments.compose import build, contenders_from_config, served_model
 from experiments.validation import Findings, evaluate, measure
 from experiments.verdict import Answer
@@ -147,6 +148,21 @@ def test_a_machine_that_drifts_is_followed(tmp_path: Path) -> None:
     latencies = found.comparison[found.comparison["metric"] == "mean_e2el_ms"]
     assert (latencies["undrifted"].abs() < latencies["error"].abs() + 0.02).all()
     assert latencies["unbiased"].abs().max() < 0.05
+
+
+def test_a_machine_whose_speed_changes_within_a_run_is_followed_second_by_second(tmp_path: Path) -> None:
+    """Steps take half as long again in two seconds of six: no bias that all steps have in common."""
+    work_ns, truth = [0.0], Truth()
+
+    def pace(step: Work) -> float:
+        work_ns[0] += sum(truth.parts_ns(step).values())
+        return 1.5 if work_ns[0] % 6e9 < 2e9 else 1.0
+
+    found = validated(tmp_path, pace, ONE_LOAD)
+    means = found.comparison[found.comparison["metric"].isin(MEANS)]
+    assert means["followed"].abs().mean() < 0.7 * means["unbiased"].abs().mean()
+    assert means["followed_half"].mean() < 0.5 * means["half"].mean()
+    assert found.verdict.answer is Answer.TOO_NOISY, "it is reported, not judged"
 
 
 def test_rejected_requests_are_told_and_do_not_pass(tmp_path: Path) -> None:

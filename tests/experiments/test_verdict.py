@@ -26,6 +26,7 @@ def repeats(error: float, noise: float, as_it_is: float = 0.0) -> list[Repeat]:
             dict.fromkeys(METRICS, 100.0 * (1 + as_it_is)),
             dict.fromkeys(METRICS, 100.0 * (1 + error + noise * z)),
             measured,
+            measured,
         )
         for cell, zs in zip(CELLS, NOISE, strict=True)
         for z in zs

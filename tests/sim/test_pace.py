@@ -10,7 +10,7 @@ from engine.core.spec import Capacity, RequestSpec
 from engine.core.work import Work
 from sim.backend import SimulatedBackend
 from sim.cost.kinds import kind
-from sim.pace import Pace, Rerun, steady
+from sim.pace import Followed, Pace, Rerun, steady
 from tests.sim.plans import decode, make_plan, prefill
 
 DECODE = Work(2, 2, 0, 2, 40, 0, 0, 0, 0, 0, 0)
@@ -66,3 +66,21 @@ def test_members_of_an_ensemble_start_at_different_places() -> None:
     ratios = {"decode": [float(i) for i in range(100)]}
     starts = {Rerun(ratios, np.random.default_rng(seed))(DECODE) for seed in range(20)}
     assert len(starts) > 10
+
+
+def test_a_measured_speed_is_followed_by_the_work_that_was_done() -> None:
+    """Steps of 2 and 8 us: at half the speed for the first 10 us of work, then as priced, then twice it."""
+    steps = [DECODE, PREFILL, PREFILL, DECODE, PREFILL]
+    followed = Followed(steps, [4000, 16000, 8000, 2000, 4000], PerToken(), 10_000)
+    assert [followed(step) for step in steps] == [2.0, 2.0, 1.0, 1.0, 0.5]
+    assert followed(DECODE) == 0.5, "beyond the end: as at the end"
+    other = Followed(steps, [4000, 16000, 8000, 2000, 4000], PerToken(), 10_000)
+    assert [other(DECODE) for _ in range(11)] == [2.0] * 5 + [1.0] * 5 + [0.5]
+
+
+def test_a_stretch_without_a_beginning_has_the_speed_of_the_whole_run() -> None:
+    followed = Followed([PREFILL, PREFILL], [16000, 24000], PerToken(), 5_000)
+    assert [followed(DECODE) for _ in range(5)] == [2.0, 2.0, 2.0, 3.0, 3.0]
+    gap = Followed([PREFILL, PREFILL], [16000, 24000], PerToken(), 4_000)
+    assert [gap(PREFILL), gap(PREFILL)] == [2.0, 3.0]
+    assert [Followed([PREFILL, PREFILL], [16000, 24000], PerToken(), 4_000)(DECODE)] == [2.0]
