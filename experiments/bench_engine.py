@@ -23,6 +23,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
+from engine.core.drive import drive
 from engine.core.errors import UserError
 from engine.core.events import Event
 from engine.core.plan import StepPlan, StepResult
@@ -35,10 +36,10 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.sources import Listed
 from engine.core.spec import Limits, RequestSpec
 from engine.runtime.backend import TorchBackend
 from engine.runtime.clock import VirtualClock
-from engine.runtime.loop import serve
 from engine.runtime.model import DTYPES, load_dummy
 from experiments.errors import plain_errors
 
@@ -182,7 +183,7 @@ def measure_engine(specs: Sequence[RequestSpec], dtype: str) -> tuple[Measuremen
     def run(some: Sequence[RequestSpec]) -> Recorder:
         recorder = Recorder()
         serving = Serving(Scheduler(backend.capacity, LIMITS, policies), backend, [recorder])
-        serve(serving, some, VirtualClock())
+        drive(serving, Listed(some), VirtualClock())
         return recorder
 
     run([RequestSpec("warm-up", 0, 64, 4)])

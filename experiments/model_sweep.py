@@ -24,6 +24,7 @@ import torch
 import transformers
 from pagedkv.markdown import table
 
+from engine.core.drive import drive
 from engine.core.events import Event
 from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FirstChunk
@@ -35,11 +36,11 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.sources import Listed
 from engine.core.spec import Limits, RequestSpec
 from engine.runtime.backend import TorchBackend
 from engine.runtime.checkpoint import in_one_line
 from engine.runtime.clock import VirtualClock
-from engine.runtime.loop import serve
 from engine.runtime.model import prepare
 from engine.runtime.reach import UnsupportedModelError
 from experiments import tiny_models
@@ -128,7 +129,7 @@ def served(model: Any) -> list[list[int]]:
         for i, prompt in enumerate(prompts())
     ]
     scheduler = Scheduler(backend.capacity, LIMITS, policies)
-    serve(Serving(scheduler, backend, [tokens]), specs, VirtualClock())
+    drive(Serving(scheduler, backend, [tokens]), Listed(specs), VirtualClock())
     return [tokens.of[spec.request_id] for spec in specs]
 
 

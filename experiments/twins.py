@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import fmean
 
 import pandas as pd
 
+from engine.core.drive import drive
 from engine.core.spec import Capacity
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
@@ -16,9 +18,9 @@ from experiments.output import Wanted
 from experiments.samples import StepSamples, by_kind
 from experiments.worlds import Run, Stage
 from sim.backend import SimulatedBackend
+from sim.clock import SimulatedClock
 from sim.cost.base import CostModel
 from sim.cost.kinds import KINDS
-from sim.loop import simulate
 from sim.pace import Followed, Pace, Rerun, steady
 from sim.streams import stream
 
@@ -32,7 +34,8 @@ def simulated_stage(
     capacity: Capacity, cost: CostModel, max_model_len: int, pace: Pace | None = None
 ) -> Stage:
     """The simulated twin of an engine; with a `pace`, one whose steps take as many times longer."""
-    return Stage(World.SIMULATED, SimulatedBackend(capacity, cost, max_model_len, pace), lambda: simulate)
+    backend = SimulatedBackend(capacity, cost, max_model_len, pace)
+    return Stage(World.SIMULATED, backend, lambda: partial(drive, clock=SimulatedClock()))
 
 
 class Twins:

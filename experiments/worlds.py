@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TextIO
 
 from engine.core.backend import Backend
+from engine.core.drive import Source
 from engine.core.journal import JournaledScheduler, replay
 from engine.core.laws import LawfulScheduler
 from engine.core.policies.base import Policies
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Observer, Serving
+from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
@@ -25,8 +27,8 @@ from sim.backend import SimulatedBackend
 MakePolicies = Callable[[], Policies]
 """Builds the policies anew."""
 
-Driver = Callable[[Serving, Sequence[RequestSpec]], int]
-"""Serves a workload to its end; the time of that end in ns."""
+Driver = Callable[[Serving, Source], int]
+"""Serves what comes to its end; the time of that end in ns."""
 
 
 class LawfulJournaledScheduler(JournaledScheduler, LawfulScheduler):
@@ -102,7 +104,7 @@ class Stage:
             )
             bar = stack.enter_context(progress_bar(run.title, len(run.specs)))
             serving = Serving(core, self.backend, (recorder, bar, *run.observers))
-            effort = measured(lambda: self.make_driver()(serving, run.specs))
+            effort = measured(lambda: self.make_driver()(serving, Listed(run.specs)))
         remark = self.backend.pop_remark() if isinstance(self.backend, SimulatedBackend) else None
         return Outcome(RunLog.of(recorder, self.world, self.backend.capacity), effort, path, remark)
 
@@ -110,7 +112,7 @@ class Stage:
         """Serve a workload, all of it at once, and look away: the first steps of a process are slow."""
         core = scheduler(self.backend.capacity, run.limits, run.make_policies())
         specs = [replace(spec, arrival_ns=0) for spec in run.specs]
-        self.make_driver()(Serving(core, self.backend), specs)
+        self.make_driver()(Serving(core, self.backend), Listed(specs))
         if isinstance(self.backend, SimulatedBackend):
             self.backend.pop_remark()
 

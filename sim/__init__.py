@@ -1,1 +1,1 @@
-"""The simulated world: a SimPy driver, a backend made of a cost model, hardware figures and workloads."""
+"""The simulated world: a SimPy clock, a backend made of a cost model, hardware figures and workloads."""

@@ -25,7 +25,7 @@ def python(code: str) -> str:
 
 def test_the_core_and_the_simulator_leave_torch_out() -> None:
     heavy = "{'torch', 'transformers', 'pagedkv', 'hydra'}"
-    modules = "engine.core, engine.core.journal, engine.core.laws, sim, sim.loop, sim.backend, sim.cost.fit"
+    modules = "engine.core, engine.core.journal, engine.core.laws, sim, sim.clock, sim.backend, sim.cost.fit"
     code = f"import sys, engine.core, sim, {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert python(code) == "[]"
 

@@ -73,8 +73,8 @@ class Serving:
         for observer in self.observers:
             observer.arrived(spec, now_ns)
 
-    def try_arrive(self, spec: RequestSpec, now_ns: int) -> None:
-        """A request of a workload enters, or is refused; the observers are told which, and the others go on.
+    def try_arrive(self, spec: RequestSpec, now_ns: int) -> bool:
+        """A request of a workload enters, or is refused (False); the observers are told which.
 
         Within a workload an id is used once.
         """
@@ -85,10 +85,11 @@ class Serving:
         except UserError as error:
             for observer in self.observers:
                 observer.refused(spec, str(error), now_ns)
-            return
+            return False
         self._ids.add(spec.request_id)
         for observer in self.observers:
             observer.arrived(spec, now_ns)
+        return True
 
     def _take_in(self, spec: RequestSpec, now_ns: int) -> None:
         """Both know of the request, or neither: whoever may refuse is asked before anybody keeps it."""

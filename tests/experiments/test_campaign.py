@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from engine.core.drive import drive
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.core.work import Work
 from engine.telemetry.schema import World
@@ -16,7 +18,7 @@ from experiments.compose import contenders_from_config
 from experiments.probe import Probe
 from experiments.worlds import Outcome, Run, Stage
 from sim.backend import SimulatedBackend
-from sim.loop import simulate
+from sim.clock import SimulatedClock
 from sim.pace import Pace, steady
 from tests.test_configs import composed
 
@@ -50,7 +52,12 @@ class Watched(Stage):
 
 def campaign(pace: Pace, titles: list[str] | None = None) -> tuple[Campaign, Calibration, dict[Cell, Run]]:
     backend = SimulatedBackend(CAPACITY, PerStep(), LIMITS.max_model_len, pace)
-    stage = Watched(World.MEASURED, backend, lambda: simulate, [] if titles is None else titles)
+    stage = Watched(
+        World.MEASURED,
+        backend,
+        lambda: partial(drive, clock=SimulatedClock()),
+        [] if titles is None else titles,
+    )
     contenders = contenders_from_config(composed("validate"))
     workloads = {"few": [RequestSpec(f"c{i}", 0, 20, 5, 5) for i in range(3)]}
     one = {"swap": contenders["swap"]}
@@ -79,7 +86,7 @@ def test_a_workload_that_preempts_nobody_is_served_under_one_contender_a_round()
     """Under all of them it would be the same work again."""
     titles: list[str] = []
     backend = SimulatedBackend(CAPACITY, PerStep(), LIMITS.max_model_len)
-    stage = Watched(World.MEASURED, backend, lambda: simulate, titles)
+    stage = Watched(World.MEASURED, backend, lambda: partial(drive, clock=SimulatedClock()), titles)
     contenders = contenders_from_config(composed("validate"))
     workloads = {name: [RequestSpec("c0", 0, 20, 5, 5)] for name in ("traffic", "decodes", "prompts")}
     calibration = Calibration(stage, LIMITS, {}, 1e-4, contenders, workloads, ["traffic"], "decodes")

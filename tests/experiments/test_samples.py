@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from engine.core.drive import drive
 from engine.core.events import Event
 from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FullPrompt
@@ -14,13 +15,13 @@ from engine.core.policies.reservation import OnDemand
 from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
-from engine.core.serving import Serving
+from engine.core.serving import Flight, Serving
+from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.core.work import Work
-from engine.runtime.loop import serve
 from experiments.samples import StepSamples
 from sim.backend import SimulatedBackend
-from sim.loop import simulate
+from sim.clock import SimulatedClock
 
 POLICIES = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand())
 LIMITS = Limits(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=200)
@@ -51,6 +52,9 @@ class FakeClock:
 
     def wait_until(self, time_ns: int) -> None:
         self.time_ns = max(self.time_ns, time_ns)
+
+    def end_ns(self, flight: Flight, result: StepResult) -> int:
+        return self.time_ns
 
 
 class Engine(SimulatedBackend):
@@ -96,21 +100,21 @@ def test_a_period_holds_the_bookkeeping_of_its_own_step_and_no_idle_time() -> No
     clock = FakeClock()
     samples, clerk = StepSamples(), Clerk(clock)
     serving = Serving(Scheduler(CAPACITY, LIMITS, POLICIES), Engine(clock), [samples, clerk])
-    end_ns = serve(serving, [spec("a", 0), spec("b", 100_000)], clock)
+    end_ns = drive(serving, Listed([spec("a", 0), spec("b", 100_000)]), clock)
     assert [step.num_tokens for step in samples.steps] == [20, 1, 1] * 2
     assert samples.periods_ns == [100 + 20_000, 121 + 1000, 122 + 1000] * 2
     # Tokens are dated by the commit, before the observers work.
     assert [end - start for start, end in clerk.steps] == [100, 121, 122] * 2
     assert [start for start, _ in clerk.steps] == [0, 20_100, 21_221, 100_000, 120_100, 121_221]
     assert clerk.closed_ns == [20_100, 21_221, 22_343, 120_100, 121_221, 122_343]
-    assert end_ns == 122_343
+    assert end_ns == clerk.steps[-1][1] == 121_343
 
 
 def test_who_arrives_while_observers_work_is_in_the_next_step() -> None:
     clock = FakeClock()
     samples = StepSamples()
     serving = Serving(Scheduler(CAPACITY, LIMITS, POLICIES), Engine(clock), [samples, Clerk(clock)])
-    serve(serving, [spec("a", 0), spec("b", 20_100), spec("c", 20_101)], clock)
+    drive(serving, Listed([spec("a", 0), spec("b", 20_100), spec("c", 20_101)]), clock)
     assert [step.num_tokens for step in samples.steps] == [20, 21, 22, 2, 1]
 
 
@@ -118,5 +122,5 @@ def test_a_simulated_period_is_the_duration() -> None:
     samples = StepSamples()
     backend = SimulatedBackend(CAPACITY, ContextCost(), LIMITS.max_model_len)
     serving = Serving(Scheduler(CAPACITY, LIMITS, POLICIES), backend, [samples])
-    simulate(serving, [spec("a", 0), spec("b", 100_000)])
+    drive(serving, Listed([spec("a", 0), spec("b", 100_000)]), SimulatedClock())
     assert samples.periods_ns == [100, 121, 122] * 2

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine.core.drive import drive
 from engine.core.work import Work
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
@@ -22,9 +24,9 @@ from experiments.validation import Findings, evaluate, measure
 from experiments.verdict import Answer
 from experiments.worlds import Stage
 from sim.backend import SimulatedBackend
+from sim.clock import SimulatedClock
 from sim.cost.fitted import Fitted
 from sim.cost.setup import described
-from sim.loop import simulate
 from sim.pace import Pace
 from tests.test_configs import composed
 
@@ -67,7 +69,9 @@ def validated(directory: Path, pace: Pace, *overrides: str) -> Findings:
     config = composed("validate", *SMALL, *overrides)
     limits, capacity = build(config.limits), build(config.pool)
     engine = Stage(
-        World.MEASURED, SimulatedBackend(capacity, Truth(), limits.max_model_len, pace), lambda: simulate
+        World.MEASURED,
+        SimulatedBackend(capacity, Truth(), limits.max_model_len, pace),
+        lambda: partial(drive, clock=SimulatedClock()),
     )
     workloads = {
         str(name): build(node).requests(limits.max_model_len)

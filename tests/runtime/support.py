@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import transformers
 
+from engine.core.drive import drive
 from engine.core.events import ENDINGS
 from engine.core.policies.admission import FirstChunk, FullPrompt
 from engine.core.policies.base import Policies
@@ -17,10 +18,10 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.sources import Listed
 from engine.core.spec import Limits, RequestSpec
 from engine.runtime.backend import TorchBackend
 from engine.runtime.clock import VirtualClock
-from engine.runtime.loop import serve
 from engine.runtime.model import prepare
 
 VOCAB_SIZE = 101
@@ -164,5 +165,5 @@ def run(model, specs, *, chunked=False, restore=None, num_blocks=200, clock=None
     backend = TorchBackend(model, limits, num_blocks=num_blocks, **{"block_size": 4, **pool})
     scheduler = Scheduler(backend.capacity, limits, policies(restore or Recompute(), chunked=chunked))
     recorder = Recorder()
-    serve(Serving(scheduler, backend, [recorder]), specs, clock or VirtualClock())
+    drive(Serving(scheduler, backend, [recorder]), Listed(specs), clock or VirtualClock())
     return recorder

@@ -4,12 +4,13 @@ import random
 
 import pytest
 
+from engine.core.drive import drive
 from engine.core.policies.restore import Recompute
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.sources import Listed
 from engine.runtime.backend import TorchBackend
 from engine.runtime.clock import VirtualClock
-from engine.runtime.loop import serve
 from engine.telemetry.memory import memory_states
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
@@ -26,7 +27,7 @@ def test_tail_waste_is_half_a_block_a_sequence_on_the_engine_too():
     backend = TorchBackend(load("llama"), LIMITS, block_size=8, num_blocks=200)
     recorder = Recorder()
     scheduler = Scheduler(backend.capacity, LIMITS, policies(Recompute(), chunked=False))
-    serve(Serving(scheduler, backend, [recorder]), specs, VirtualClock())
+    drive(Serving(scheduler, backend, [recorder]), Listed(specs), VirtualClock())
     states = memory_states(RunLog.of(recorder, World.MEASURED, backend.capacity))
     # By step, not by time: how long the steps took must not decide.
     waste_tokens = states["W"].sum() * 200 * 8 / states["num_running"].sum()

@@ -127,7 +127,7 @@ def test_bad_values_are_named() -> None:
 
 def test_the_simulator_leaves_torch_alone() -> None:
     code = (
-        "import sys, engine.core, engine.core.serving, sim, sim.loop, sim.backend, sim.hardware, "
+        "import sys, engine.core, engine.core.serving, sim, sim.clock, sim.backend, sim.hardware, "
         "sim.cost.base, sim.cost.roofline, sim.cost.fitted, sim.cost.fit; "
         "print([name for name in ('torch', 'transformers', 'hydra') if name in sys.modules])"
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from engine.core.drive import drive
 from engine.core.policies.admission import FullPrompt
 from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
@@ -18,6 +19,7 @@ from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.core.work import Work
 from engine.telemetry.clients import client_metrics, client_table
@@ -26,7 +28,7 @@ from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog, read_run, write_run
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.loop import simulate
+from sim.clock import SimulatedClock
 from tests.telemetry.scripted import two_requests
 
 MS = 1_000_000
@@ -51,7 +53,9 @@ class StepCost:
 def served(specs: list[RequestSpec]) -> RunLog:
     recorder = Recorder()
     backend = SimulatedBackend(CAPACITY, StepCost(), LIMITS.max_model_len)
-    simulate(Serving(Scheduler(CAPACITY, LIMITS, POLICIES), backend, [recorder]), specs)
+    drive(
+        Serving(Scheduler(CAPACITY, LIMITS, POLICIES), backend, [recorder]), Listed(specs), SimulatedClock()
+    )
     return RunLog.of(recorder, World.SIMULATED, CAPACITY)
 
 

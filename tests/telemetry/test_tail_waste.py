@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from engine.core.drive import drive
 from engine.core.policies.admission import FirstChunk
 from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
@@ -15,6 +16,7 @@ from engine.core.policies.restore import Recompute, Swap
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.core.work import Work
 from engine.telemetry.metrics import summarize
@@ -22,7 +24,7 @@ from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.loop import simulate
+from sim.clock import SimulatedClock
 
 BLOCK_SIZE = 16
 
@@ -51,7 +53,9 @@ def summary(restore: Recompute | Swap, num_blocks: int, max_num_batched_tokens: 
     policies = Policies(Fcfs(), FirstChunk(), DecodeFirst(), LastAdmitted(), restore, OnDemand())
     recorder = Recorder()
     backend = SimulatedBackend(capacity, Cost(), limits.max_model_len)
-    simulate(Serving(Scheduler(capacity, limits, policies), backend, [recorder]), specs)
+    drive(
+        Serving(Scheduler(capacity, limits, policies), backend, [recorder]), Listed(specs), SimulatedClock()
+    )
     return summarize(RunLog.of(recorder, World.SIMULATED, capacity))
 
 

@@ -11,6 +11,7 @@ from math import ceil
 import numpy as np
 import pytest
 
+from engine.core.drive import drive
 from engine.core.events import ENDINGS, Event, EventKind
 from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FirstChunk
@@ -22,6 +23,7 @@ from engine.core.policies.restore import Recompute, Swap
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Serving
+from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.core.work import Work
 from engine.telemetry.memory import SHARES, memory_states
@@ -30,7 +32,7 @@ from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
 from sim.backend import SimulatedBackend
-from sim.loop import simulate
+from sim.clock import SimulatedClock
 
 CAPACITY = Capacity(num_blocks=30, num_host_blocks=40, block_size=4)
 
@@ -130,7 +132,7 @@ def run(restore: Restore, max_n: int, seed: int, share_aborted: float = 0.0) -> 
     scheduler = Scheduler(CAPACITY, limits, policies)
     recorder, naive = Recorder(), Naive()
     serving = Serving(scheduler, SimulatedBackend(CAPACITY, Cost(), 90), [recorder, naive])
-    simulate(serving, specs, aborts_ns=aborts_ns)
+    drive(serving, Listed(specs, aborts_ns), SimulatedClock())
     return RunLog.of(recorder, World.SIMULATED, CAPACITY), naive
 
 
