@@ -64,6 +64,8 @@ class KVCache:
         Returns:
             The changes to the tables since the backend last heard of them, and the copies to make.
         """
+        if request.n == 1:
+            return [self.grow(request, num_tokens)], []
         first = request.num_writable_slots // self.block_size
         needed = self.blocks_for(num_tokens)
         updates: list[TableUpdate] = []
@@ -76,9 +78,24 @@ class KVCache:
             if len(table) < needed:
                 table += self.device.take(needed - len(table))
             updates.append(TableUpdate(request.id, seq, first, tuple(table[first:])))
-            # The newest token of a sequence has no KV, so the last position is never written.
-            request.num_writable_slots = min(len(table) * self.block_size, request.max_num_tokens - 1)
+        self._note_writable(request, table)
         return updates, copies
+
+    def grow(self, request: Request, num_tokens: int) -> TableUpdate:
+        """The same for a request with one sequence, which shares its blocks with nobody."""
+        table = request.tables.setdefault(0, [])
+        num_due = self.blocks_for(num_tokens) - len(table)
+        if num_due > 0:
+            table += self.device.take(num_due)
+        first = request.num_writable_slots // self.block_size
+        self._note_writable(request, table)
+        return TableUpdate(request.id, 0, first, tuple(table[first:]))
+
+    def _note_writable(self, request: Request, table: list[int]) -> None:
+        # The newest token of a sequence has no KV, so the last position is never written.
+        num_slots = min(len(table) * self.block_size, request.max_num_tokens - 1)
+        request.num_writable_slots = num_slots
+        request.num_decode_slots = num_slots if request.is_decoding else 0
 
     def _unshare(self, request: Request, table: list[int]) -> list[Transfer]:
         """Replace the block that holds the next position, if another sequence holds it too."""
@@ -97,7 +114,8 @@ class KVCache:
             if seq not in request.tables:
                 request.tables[seq] = list(table)
                 self.device.hold(table)
-        request.num_writable_slots = 0  # the last block may be shared, and the backend knows one table only
+        # The last block may be shared, and the backend knows one table only.
+        request.num_writable_slots = request.num_decode_slots = 0
 
     def swap_out(self, request: Request) -> Transfer:
         """Move every block of a running request to the host pool; needs `num_blocks_held` free host
@@ -119,7 +137,7 @@ class KVCache:
             table[:] = [moved[block_id] for block_id in table]
             target.hold(table)
         target.drop(dst)  # taking counted each block once, and the tables have counted themselves
-        request.num_writable_slots = 0
+        request.num_writable_slots = request.num_decode_slots = 0
         return Transfer(kind, request.id, tuple(src), tuple(dst))
 
     def release(self, request: Request, pool: BlockPool) -> None:
@@ -129,7 +147,7 @@ class KVCache:
             # there.
             pool.drop(reversed(table))
         request.tables = {}
-        request.num_writable_slots = 0
+        request.num_writable_slots = request.num_decode_slots = 0
 
     def release_sequence(self, request: Request, seq: int, pool: BlockPool) -> None:
         """Give back the blocks of one sequence, which lie in `pool`."""

@@ -42,6 +42,7 @@ class Request:
         "n",
         "num_awaited_tokens",
         "num_computed_tokens",
+        "num_decode_slots",
         "num_preemptions",
         "num_prefill_tokens",
         "num_prompt_tokens",
@@ -78,6 +79,10 @@ class Request:
         """Steps in flight that bring it a token, though it has been preempted since: it enters after them."""
         self.num_writable_slots = 0
         """Positions below this lie in blocks that the backend knows of and that no other sequence shares."""
+        self.num_decode_slots = 0
+        """The same for who decodes, else 0: as long as `num_tokens` is not above it, the next token needs no
+        decision.
+        """
         self.tables: dict[int, list[int]] = {}
         """Block table of each sequence; one table only until the prompt is computed. Owned by KVCache."""
 
@@ -102,6 +107,11 @@ class Request:
         if len(self.live) > 1 and self.num_computed_tokens < self.num_prompt_tokens:
             return self.num_prompt_tokens - self.num_computed_tokens
         return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """It has caught up since it was admitted, and lacks the KV of its newest token only."""
+        return self.num_computed_tokens + 1 == self.num_tokens > self.num_prefill_tokens
 
     def __repr__(self) -> str:
         return (

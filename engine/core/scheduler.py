@@ -50,6 +50,7 @@ class Scheduler:
         policies.check(limits)
         self.limits = limits
         self.policies = policies
+        self._ageing = policies.order if isinstance(policies.order, AgeingOrder) else None
         self.state = State(capacity, limits, partial(_queue, policies.order))
         self.view = View(self.state)
         self._num_plans = 0
@@ -80,8 +81,8 @@ class Scheduler:
         """
         self.state.tick(now_ns)
         self.check_is_new(request.id)
-        if isinstance(self.policies.order, AgeingOrder):
-            request.effective_priority = self.policies.order.effective_priority(request)
+        if self._ageing is not None:
+            request.effective_priority = self._ageing.effective_priority(request)
         self._tell(request, EventKind.ADDED, "")
         reason = self._why_never(request)
         if reason is None:

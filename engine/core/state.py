@@ -10,7 +10,7 @@ a step sees the doings of another as its own input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from engine.core.blocks import BlockPool
 from engine.core.kv_cache import KVCache
@@ -42,6 +42,11 @@ class State:
         """Device slots that hold KV once the steps in flight are done; shared ones count once."""
         self.last_batch: tuple[list[Request], Batch] = ([], Batch.of(()))
         """The last batch of decodes and who was in it: most steps are like the one before."""
+
+    @property
+    def has_parallel(self) -> bool:
+        """Some running request has several sequences."""
+        return self.num_running_seqs > len(self.running) + len(self.entrants)
 
     def tick(self, now_ns: int) -> None:
         """Time goes on. ValueError if it goes back (law 7)."""
@@ -106,15 +111,14 @@ class State:
         request.num_tokens += samples
         if request.num_computed_tokens == request.num_prompt_tokens and len(request.live) > 1:
             self.kv.fork(request)
+        if request.is_decoding:
+            request.num_decode_slots = request.num_writable_slots
 
-    def advance_decodes(self, decodes: list[Request]) -> None:
-        """The same for many at once that compute their newest token and get one more."""
-        num_tokens = len(decodes)
+    def advance_decodes(self, decodes: Iterable[Request], num_tokens: int) -> None:
+        """The same for all that compute their newest token and get one more, `num_tokens` in all."""
         for request in decodes:
             request.num_computed_tokens += 1
             request.num_tokens += 1
-            if request.n > 1:
-                num_tokens += len(request.live) - 1
         self.num_kv_tokens += num_tokens
 
     def end(self, request: Request) -> None:

@@ -25,7 +25,6 @@ from engine.core.state import State
 from engine.core.view import View
 
 RUNNING = Status.RUNNING
-UNLIMITED = 1 << 62
 
 
 class Step:
@@ -106,29 +105,48 @@ class Step:
         It decides what `advance` would, for each in turn. A program that stops iterating leaves the others
         without tokens.
         """
-        state = self._state
+        state, computing = self._state, self._computing
         state.running.arrange()
-        free, headroom = state.kv.device.free, self._policies.admission.headroom_per_seq
-        computing, budget = self._computing, self.budget
-        num_roomy = len(free) // headroom if headroom else UNLIMITED
+        has_room, num_counted = self._has_room_for_decodes(), len(computing)
         for request in list(state.running):
-            num_tokens, width = request.num_tokens, request.n
-            if (
-                request.num_computed_tokens + 1 == num_tokens
-                and request.num_prefill_tokens < num_tokens <= request.num_writable_slots
-                and num_roomy >= width <= budget
-                and (width == 1 or width == len(request.live))
-            ):
+            if request.num_tokens <= request.num_decode_slots and has_room:
                 computing.append(request)
-                budget -= width
-            elif request.status is RUNNING and num_tokens < request.max_num_tokens:
-                self.budget = budget
+            elif request.status is RUNNING and request.num_tokens < request.max_num_tokens:
+                if has_room and self._grow(request):
+                    computing.append(request)
+                    continue
+                self._count(num_counted)
                 if not self.clip(request):
                     return
                 yield request
-                budget = self.budget
-                num_roomy = len(free) // headroom if headroom else UNLIMITED
-        self.budget = budget
+                has_room, num_counted = self._has_room_for_decodes(), len(computing)
+        self._count(num_counted)
+
+    def _has_room_for_decodes(self) -> bool:
+        """The budget has a token for each running sequence, and the pool the blocks that it wants free."""
+        num_seqs = self._state.num_running_seqs
+        headroom = self._policies.admission.headroom_per_seq
+        return num_seqs <= self.budget and headroom * num_seqs <= self.view.num_free_blocks
+
+    def _grow(self, request: Request) -> bool:
+        """A decode of a single sequence takes the blocks it is due; False if it is another, or they lack."""
+        if request.n > 1 or not request.is_decoding:
+            return False
+        state = self._state
+        num_tokens = self._reserved(request, 1)
+        num_due = state.kv.blocks_due(request, num_tokens)
+        headroom = self._policies.admission.headroom_per_seq
+        if num_due + headroom * state.num_running_seqs > len(state.kv.device.free):
+            return False
+        self._updates[request] = [state.kv.grow(request, num_tokens)]
+        return True
+
+    def _count(self, first: int) -> None:
+        """Take the tokens of the decodes from this place in the batch on out of the budget."""
+        decodes = self._computing[first:]
+        self.budget -= len(decodes)
+        if self._state.has_parallel:
+            self.budget -= sum(len(request.live) - 1 for request in decodes)
 
     def swapped(self) -> Iterator[Request]:
         """The swapped requests, in queue order."""
@@ -151,7 +169,8 @@ class Step:
             headroom_per_seq = self._policies.admission.headroom_per_seq
         num_tokens = self.clip(request)
         is_writable = request.num_computed_tokens + num_tokens <= request.num_writable_slots
-        num_due = 0 if is_writable else self._blocks_due(request, num_tokens)
+        num_slots = 0 if is_writable else self._reserved(request, num_tokens)
+        num_due = 0 if is_writable else self._state.kv.blocks_due(request, num_slots)
         num_wanted = max(num_due, headroom_per_seq * len(request.seqs))
         while self.view.num_free_blocks < num_wanted:
             victim = self._victim(request, num_wanted)
@@ -159,7 +178,7 @@ class Step:
                 return False
             self.preempt(victim)
         if not is_writable:
-            self._prepare(request, num_tokens)
+            self._prepare(request, num_slots)
         self._compute(request, num_tokens)
         return True
 
@@ -241,7 +260,7 @@ class Step:
 
     def _enter(self, request: Request, num_tokens: int) -> None:
         """A request that came into the batch gets its blocks and its first chunk."""
-        self._prepare(request, num_tokens)
+        self._prepare(request, self._reserved(request, num_tokens))
         self._compute(request, num_tokens)
 
     def _compute(self, request: Request, num_tokens: int) -> None:
@@ -265,9 +284,9 @@ class Step:
         """Blocks to take before its next `num_tokens` can be computed."""
         return self._state.kv.blocks_due(request, self._reserved(request, num_tokens))
 
-    def _prepare(self, request: Request, num_tokens: int) -> None:
-        """Make its next positions writable, with what the reservation policy sets aside beyond them."""
-        updates, copies = self._state.kv.prepare(request, self._reserved(request, num_tokens))
+    def _prepare(self, request: Request, num_slots: int) -> None:
+        """Make the positions below `num_slots` writable."""
+        updates, copies = self._state.kv.prepare(request, num_slots)
         self._updates.setdefault(request, []).extend(updates)
         self._transfers += copies
 
@@ -336,6 +355,8 @@ class Step:
     def first_tokens(self) -> list[Request]:
         """Those whose prompt is complete with this step, in batch order."""
         chunks = self._chunks
+        if not chunks:
+            return []
         return [
             request
             for request in self._computing
@@ -353,12 +374,13 @@ class Step:
                 yield Recomputed(request.id, num_tokens * len(chunk.seqs))
 
     def _progress(self) -> None:
-        if not self._chunks:
-            self._state.advance_decodes(self._computing)
-            return
-        for request, chunk in self._chunks.items():
-            self._state.advance(request, chunk.num_tokens, samples=bool(chunk.samples))
-        self._state.advance_decodes([one for one in self._computing if one not in self._chunks])
+        state, chunks = self._state, self._chunks
+        num_tokens = state.limits.max_num_batched_tokens - self.budget
+        for request, chunk in chunks.items():
+            num_tokens -= chunk.num_tokens * len(chunk.seqs)
+            state.advance(request, chunk.num_tokens, samples=bool(chunk.samples))
+        decodes = [one for one in self._computing if one not in chunks] if chunks else self._computing
+        state.advance_decodes(decodes, num_tokens)
 
     def _batch(self) -> Batch:
         """The chunks as columns. If they are the decodes of the last step, only the positions are new."""

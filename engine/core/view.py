@@ -16,10 +16,11 @@ class View:
     `batch` and holds its blocks, a victim is in no queue until the plan is closed.
     """
 
-    __slots__ = ("_state",)
+    __slots__ = ("_kv", "_state")
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self._kv = state.kv
 
     @property
     def now_ns(self) -> int:
@@ -68,35 +69,35 @@ class View:
     @property
     def block_size(self) -> int:
         """Tokens a block."""
-        return self._state.kv.block_size
+        return self._kv.block_size
 
     @property
     def num_blocks(self) -> int:
         """Device blocks in all."""
-        return self._state.kv.device.num_blocks
+        return self._kv.device.num_blocks
 
     @property
     def num_free_blocks(self) -> int:
         """Device blocks that can be taken now."""
-        return self._state.kv.device.num_free
+        return len(self._kv.device.free)
 
     @property
     def num_free_host_blocks(self) -> int:
         """Host blocks that can be taken now."""
-        return self._state.kv.host.num_free
+        return self._kv.host.num_free
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that one sequence of this length needs."""
-        return self._state.kv.blocks_for(num_tokens)
+        return self._kv.blocks_for(num_tokens)
 
     def blocks_to_hold(self, request: Request) -> int:
         """Blocks that a request needs for all its tokens, starting from none."""
-        return self._state.kv.blocks_to_hold(request)
+        return self._kv.blocks_to_hold(request)
 
     def blocks_held(self, request: Request) -> int:
         """Distinct blocks of a request, on whichever side they are."""
-        return self._state.kv.num_blocks_held(request)
+        return self._kv.num_blocks_held(request)
 
     def blocks_freed_by(self, request: Request) -> int:
         """Device blocks that would be free if a running request left: those that nobody else holds."""
-        return self._state.kv.num_blocks_freed_by(request)
+        return self._kv.num_blocks_freed_by(request)
