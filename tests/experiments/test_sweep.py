@@ -30,7 +30,6 @@ def table_of(folder: Path) -> pd.DataFrame:
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_stopped_sweep_is_resumed_to_the_table_of_an_undisturbed_one(cli: Cli, launcher: str) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher") if launcher == "joblib" else None
     arguments = (*POINTS, f"hydra/launcher={launcher}")
     finished = cli(run.main, *arguments)
     assert finished.code == 1
