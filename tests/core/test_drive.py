@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import cast
 
 import pytest
 
 from engine.core.drive import MAX_EMPTY_STEPS, Source, drive
 from engine.core.errors import UserError
-from engine.core.events import Event, EventKind
+from engine.core.events import ENDINGS, Event, EventKind
 from engine.core.laws import LawBroken
 from engine.core.plan import StepPlan, StepResult
 from engine.core.request import Request
@@ -131,6 +132,23 @@ def test_same_workload_in_another_order_gives_the_same_run(world: World) -> None
     first_ns, first = world.serve(random_workload(), num_blocks=20)
     second_ns, second = world.serve(random_workload()[::-1], num_blocks=20)
     assert (first_ns, first.heard, first.events) == (second_ns, second.heard, second.events)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_both_worlds_do_the_same_things_at_the_same_moments(in_flight: int, world: World) -> None:
+    """With preemptions and aborts, some of them during a step, before the arrival or after the end."""
+    stream = random.Random("drive/aborts")
+    specs = random_workload()
+    aborts_ns = {spec.request_id: stream.randint(0, 9000) for spec in stream.sample(specs, 15)}
+    end_ns, recorder = world.drive(Listed(specs, aborts_ns), 20, in_flight)
+    other_ns, other = World("simulation").drive(Listed(specs, aborts_ns), 20, in_flight)
+    assert (end_ns, recorder.heard, recorder.events) == (other_ns, other.heard, other.events)
+    kinds = [event.kind for event in recorder.events]
+    assert {EventKind.PREEMPTED, EventKind.ABORTED} <= set(kinds)
+    assert sum(kinds.count(kind) for kind in ENDINGS) == len(specs)
+    steps = [heard for heard in recorder.heard if isinstance(heard, Step)]
+    overlaps = sum(later.start_ns < earlier.end_ns for earlier, later in pairwise(steps))
+    assert overlaps > len(steps) / 2 if in_flight > 1 else overlaps == 0
 
 
 def test_a_duplicate_request_is_refused_and_the_others_go_on(world: World) -> None:

@@ -97,14 +97,16 @@ class World:
     def clock(self) -> Clock:
         return VirtualClock(Working.work_ns) if self._is_engine else SimulatedClock()
 
-    def drive(self, source: Source, num_blocks: int = POOL.num_blocks) -> tuple[int, Recorder]:
+    def drive(
+        self, source: Source, num_blocks: int = POOL.num_blocks, in_flight: int = 1
+    ) -> tuple[int, Recorder]:
         """Serve with a plain scheduler; the end, and what was heard."""
         capacity = replace(POOL, num_blocks=num_blocks)
         policies = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Swap(), OnDemand())
         limits = Limits(max_num_seqs=8, max_num_batched_tokens=64, max_model_len=WINDOW)
         recorder = Recorder()
         serving = Serving(Scheduler(capacity, limits, policies), self.backend(capacity), [recorder])
-        return drive(serving, source, self.clock()), recorder
+        return drive(serving, source, self.clock(), in_flight), recorder
 
     def serve(
         self,

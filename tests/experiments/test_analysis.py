@@ -46,6 +46,15 @@ def test_a_policy_without_a_yaml_decides_and_is_named() -> None:
         serve(*TIGHT, victim=dict)
 
 
+def test_two_steps_in_flight_are_chosen_in_the_configuration() -> None:
+    for in_flight in (1, 2):
+        steps = serve(*TIGHT, f"driver.in_flight={in_flight}", "laws=true").log.steps
+        is_planned_early = steps["start_ns"].iloc[1:].to_numpy() < steps["end_ns"].iloc[:-1].to_numpy()
+        assert is_planned_early.mean() > 0.9 if in_flight == 2 else not is_planned_early.any()
+    with pytest.raises(UserError, match=r"driver\.in_flight is 0"):
+        serve(*TIGHT, "driver.in_flight=0")
+
+
 def test_what_the_command_line_refuses_is_refused() -> None:
     with pytest.raises(UserError, match="num_requests"):
         serve("workload.num_requests=-1")
