@@ -13,7 +13,7 @@ from rich.console import Console
 
 from engine.telemetry.clients import client_table
 from engine.telemetry.metrics import summarize
-from engine.telemetry.runlog import RunLog, write_run
+from engine.telemetry.runlog import REQUESTS, STEPS, RunLog, write_log, write_results
 from engine.telemetry.timeline import write_timeline
 from engine.telemetry.window import Measure, within
 from experiments.effort import Effort
@@ -57,7 +57,10 @@ def write_outcome(
     figures what was run.
     """
     summary = summarize(outcome.log, wanted.slo_ms, wanted.measure) | dict(workload)
-    files = write_run(outcome.log, directory, summary, config_text)
+    files = [directory / STEPS, directory / REQUESTS]
+    if outcome.log_directory != directory:
+        write_log(outcome.log, directory)
+    files += write_results(outcome.log, directory, summary, config_text)
     files.append(directory / "effort.json")
     # A file of its own: everything else in the folder of a simulation is the same on every machine.
     files[-1].write_text(json.dumps(asdict(outcome.effort), indent=2) + "\n", encoding="utf-8")

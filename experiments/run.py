@@ -49,7 +49,7 @@ def serve(
 ) -> tuple[Outcome, Prepared, Header]:
     """Compose the world that `config` describes, say what it is and what it will serve, and serve it.
 
-    `choices` has the choice of each config group. The journal goes into `directory`, if there is one,
+    `choices` has the choice of each config group. Run log and journal go into `directory`, if there is one,
     and what an engine answered to prompts.
     `policies` makes those of axes for which `config` does not have what is wanted.
     """
@@ -73,6 +73,7 @@ def serve(
             journal_path=journal_path,
             with_plans=config.journal == "plans",
             laws=config.laws,
+            log_directory=directory,
             observers=(answers,) if workload.prompts is not None else (),
         )
     )

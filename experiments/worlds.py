@@ -18,8 +18,9 @@ from engine.core.serving import Observer, Serving
 from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.recorder import Recorder
-from engine.telemetry.runlog import RunLog
+from engine.telemetry.runlog import RunLog, read_run
 from engine.telemetry.schema import World
+from engine.telemetry.writer import RunWriter
 from experiments.effort import Effort, measured
 from experiments.progress import progress_bar
 from sim.backend import SimulatedBackend
@@ -64,6 +65,8 @@ class Run:
     with_plans: bool = True
     """The journal holds the plans too, so that a replay can be compared with them."""
     laws: bool = False
+    log_directory: Path | None = None
+    """Where the run log is written while the run goes on; None keeps it in memory."""
     observers: Sequence[Observer] = field(default=())
 
 
@@ -77,6 +80,8 @@ class Outcome:
     """The journal that this run wrote."""
     remark: str | None = None
     """What whoever reads its figures must know: how many step times are guesses, say."""
+    log_directory: Path | None = None
+    """Where the run log is written already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,23 +95,22 @@ class Stage:
 
     def play(self, run: Run) -> Outcome:
         """Serve a workload to its end with a fresh scheduler."""
-        recorder = Recorder()
+        capacity, directory = self.backend.capacity, run.log_directory
+        writer = None if directory is None else RunWriter(directory, self.world, capacity)
+        recorder = Recorder(None if writer is None else writer.drain)
         with ExitStack() as stack:
             path = run.journal_path
             sink = None if path is None else stack.enter_context(path.open("w", encoding="utf-8"))
-            core = scheduler(
-                self.backend.capacity,
-                run.limits,
-                run.make_policies(),
-                sink,
-                with_plans=run.with_plans,
-                laws=run.laws,
-            )
+            policies = run.make_policies()
+            core = scheduler(capacity, run.limits, policies, sink, with_plans=run.with_plans, laws=run.laws)
             bar = stack.enter_context(progress_bar(run.title, len(run.specs)))
             serving = Serving(core, self.backend, (recorder, bar, *run.observers))
             effort = measured(lambda: self.make_driver()(serving, Listed(run.specs)))
         remark = self.backend.pop_remark() if isinstance(self.backend, SimulatedBackend) else None
-        return Outcome(RunLog.of(recorder, self.world, self.backend.capacity), effort, path, remark)
+        if writer is None or directory is None:
+            return Outcome(RunLog.of(recorder, self.world, capacity), effort, path, remark)
+        writer.close(recorder)
+        return Outcome(read_run(directory), effort, path, remark, directory)
 
     def warm_up(self, run: Run) -> None:
         """Serve a workload, all of it at once, and look away: the first steps of a process are slow."""

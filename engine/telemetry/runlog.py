@@ -17,18 +17,12 @@ import pyarrow.parquet as pq
 
 from engine.core.errors import UserError
 from engine.core.spec import Capacity
-from engine.telemetry.columns import Column, request_column, step_column
-from engine.telemetry.frames import frames
+from engine.telemetry.arrow import requests_schema, run_metadata, steps_schema, to_frame
+from engine.telemetry.frames import Framer
 from engine.telemetry.recorder import Recorder
-from engine.telemetry.schema import NULLABLE, REQUEST_COLUMNS, STEP_COLUMNS, World
+from engine.telemetry.schema import World
 
-ARROW_TYPES = {
-    "string": pa.string(),
-    "int64": pa.int64(),
-    "Int64": pa.int64(),
-    "list<int64>": pa.list_(pa.int64()),
-    "list<string>": pa.list_(pa.string()),
-}
+STEPS, REQUESTS = "steps.parquet", "requests.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +37,16 @@ class RunLog:
 
     @classmethod
     def of(cls, recorder: Recorder, world: World, capacity: Capacity) -> RunLog:
-        """The log of a run that is over."""
-        return cls(world, capacity, *frames(recorder, world, capacity.block_size))
+        """The log of a run that is over, of which nothing was taken before."""
+        return cls.of_tables(
+            world, capacity, *Framer(world, capacity.block_size).take(recorder, is_over=True)
+        )
+
+    @classmethod
+    def of_tables(cls, world: World, capacity: Capacity, steps: pa.Table, requests: pa.Table) -> RunLog:
+        """The log whose files hold these tables; requests in order of arrival."""
+        frame = to_frame(requests).sort_values("arrival_ns", kind="stable", ignore_index=True)
+        return cls(world, capacity, to_frame(steps), frame)
 
 
 def create_run_directory(root: Path, name: str) -> Path:
@@ -68,17 +70,32 @@ def write_run(
 
     `config_text` is the resolved configuration, written as config.yaml.
     """
-    steps, requests, results = (
-        directory / name for name in ("steps.parquet", "requests.parquet", "summary.json")
-    )
-    _write_parquet(log.steps, _steps_schema(log), steps)
-    _write_parquet(log.requests, _requests_schema(), requests)
+    return [*write_log(log, directory), *write_results(log, directory, summary, config_text)]
+
+
+def write_log(log: RunLog, directory: Path) -> list[Path]:
+    """Write a run log that was kept in memory (`engine.telemetry.writer` writes one while it grows)."""
+    parts = [
+        name.removeprefix("part_").removesuffix("_ns")
+        for name in map(str, log.steps)
+        if name.startswith("part_")
+    ]
+    _write_parquet(log.steps, steps_schema(parts, run_metadata(log.world, log.capacity)), directory / STEPS)
+    _write_parquet(log.requests, requests_schema(), directory / REQUESTS)
+    return [directory / STEPS, directory / REQUESTS]
+
+
+def write_results(
+    log: RunLog, directory: Path, summary: Mapping[str, float], config_text: str | None = None
+) -> list[Path]:
+    """Write what a run came to, beside its log."""
+    results = directory / "summary.json"
     _write_summary(log, summary, results)
     if config_text is None:
-        return [steps, requests, results]
+        return [results]
     config = directory / "config.yaml"
     config.write_text(config_text, encoding="utf-8")
-    return [steps, requests, results, config]
+    return [results, config]
 
 
 def read_run(directory: Path) -> RunLog:
@@ -87,13 +104,13 @@ def read_run(directory: Path) -> RunLog:
     Raises:
         ValueError: a file is missing or does not hold a run log.
     """
-    steps = _read_parquet(directory / "steps.parquet")
-    requests = _read_parquet(directory / "requests.parquet")
+    steps = _read_parquet(directory / STEPS)
+    requests = _read_parquet(directory / REQUESTS)
     metadata = steps.schema.metadata or {}
     if b"pagetwin" not in metadata:
         raise UserError(f"{directory / 'steps.parquet'} is not a run log: its metadata has no key 'pagetwin'")
     run = json.loads(metadata[b"pagetwin"])
-    return RunLog(World(run["world"]), Capacity(**run["capacity"]), _to_frame(steps), _to_frame(requests))
+    return RunLog.of_tables(World(run["world"]), Capacity(**run["capacity"]), steps, requests)
 
 
 def read_summary(directory: Path) -> dict[str, float]:
@@ -115,31 +132,6 @@ def _write_summary(log: RunLog, summary: Mapping[str, float], path: Path) -> Non
     path.write_text(json.dumps(run | values, indent=2) + "\n", encoding="utf-8")
 
 
-def _steps_schema(log: RunLog) -> pa.Schema:
-    parts = [name for name in log.steps.columns if name.startswith("part_")]
-    types = {
-        "world": pa.string(),
-        **dict.fromkeys(STEP_COLUMNS, pa.int64()),
-        **dict.fromkeys(parts, pa.float64()),
-    }
-    fields = [_field(name, dtype, step_column(name)) for name, dtype in types.items()]
-    run = {"world": log.world.value, "capacity": asdict(log.capacity)}
-    return pa.schema(fields, metadata={"pagetwin": json.dumps(run, sort_keys=True)})
-
-
-def _requests_schema() -> pa.Schema:
-    types = {"world": "string", **REQUEST_COLUMNS}
-    return pa.schema(
-        _field(name, ARROW_TYPES[dtype], request_column(name), nullable=name in NULLABLE)
-        for name, dtype in types.items()
-    )
-
-
-def _field(name: str, dtype: pa.DataType, column: Column, *, nullable: bool = False) -> pa.Field:
-    """With what the column means as metadata."""
-    return pa.field(name, dtype, nullable, {"unit": column.unit, "description": column.description})
-
-
 def _write_parquet(frame: pd.DataFrame, schema: pa.Schema, path: Path) -> None:
     # from_pandas adds the versions of pandas and pyarrow to the metadata: bytes that would differ for equal
     # runs.
@@ -151,11 +143,3 @@ def _read_parquet(path: Path) -> pa.Table:
     if not path.is_file():
         raise UserError(f"{path} does not exist: {path.parent} is not the directory of a finished run")
     return pq.read_table(path)
-
-
-def _to_frame(table: pa.Table) -> pd.DataFrame:
-    """Integers stay integers: a column with gaps becomes Int64, never float, which would round times."""
-    types = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype()}
-    frame: pd.DataFrame = table.to_pandas(types_mapper=types.get)
-    solid = {field.name: "int64" for field in table.schema if field.type == pa.int64() and not field.nullable}
-    return frame.astype(solid)

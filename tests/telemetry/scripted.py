@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
 from engine.core.events import Event, EventKind
 from engine.core.plan import (
@@ -35,8 +36,8 @@ TAKEN = PoolState(1, 0, 0, 0, 4, 0)
 class Script:
     """Tells a recorder of steps, one after the other."""
 
-    def __init__(self) -> None:
-        self.recorder = Recorder()
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self.recorder = recorder or Recorder()
         self.num_steps = 0
 
     def arrive(self, request_id: str, arrival_ms: int, num_prompt_tokens: int, n: int = 1) -> None:
@@ -85,7 +86,7 @@ class Script:
         self.recorder.closed((end_ms if closed_ms is None else closed_ms) * MS)
 
     def log(self, world: World = World.SIMULATED) -> RunLog:
-        return RunLog.of(self.recorder, world, CAPACITY)
+        return RunLog.of(deepcopy(self.recorder), world, CAPACITY)
 
 
 def prefill(request_id: str, start: int, num_tokens: int, samples: Sequence[int] = (0,)) -> Chunk:

@@ -22,7 +22,7 @@ from engine.core.policies.reservation import OnDemand
 from engine.core.policies.restore import Recompute, Swap
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
-from engine.core.serving import Serving
+from engine.core.serving import Observer, Serving
 from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.core.work import Work
@@ -108,7 +108,13 @@ class Naive:
         return sum(max(0, 4 * blocks - self.computed[key]) for key, blocks in snapshot.items())
 
 
-def run(restore: Restore, max_n: int, seed: int, share_aborted: float = 0.0) -> tuple[RunLog, Naive]:
+def run(
+    restore: Restore,
+    max_n: int,
+    seed: int,
+    share_aborted: float = 0.0,
+    others: Sequence[Observer] = (),
+) -> tuple[RunLog, Naive]:
     rng = random.Random(seed)
     specs = [
         RequestSpec(f"r{i:03}", i * 50_000, rng.randint(1, 40), 64, rng.randint(1, 30), rng.randint(1, max_n))
@@ -131,7 +137,7 @@ def run(restore: Restore, max_n: int, seed: int, share_aborted: float = 0.0) -> 
     }
     scheduler = Scheduler(CAPACITY, limits, policies)
     recorder, naive = Recorder(), Naive()
-    serving = Serving(scheduler, SimulatedBackend(CAPACITY, Cost(), 90), [recorder, naive])
+    serving = Serving(scheduler, SimulatedBackend(CAPACITY, Cost(), 90), [recorder, naive, *others])
     drive(serving, Listed(specs, aborts_ns), SimulatedClock())
     return RunLog.of(recorder, World.SIMULATED, CAPACITY), naive
 
