@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from simpy import Environment
+from simpy import Environment, Event
+from simpy.events import EventPriority
 
 from engine.core.plan import StepResult
 from engine.core.serving import Flight
+
+LAST = EventPriority(2)
+"""Behind SimPy's own two priorities, which are 0 and 1."""
 
 
 class SimulatedClock:
@@ -25,12 +29,21 @@ class SimulatedClock:
 
     def wait_until(self, time_ns: int) -> None:
         """Run all events up to then."""
-        if time_ns > self.env.now:
-            self.env.timeout(time_ns - self.now_ns())
-        while self.env.peek() <= time_ns:
+        moment = _Moment(self.env, max(0, time_ns - self.now_ns()))
+        while not moment.processed:
             self.env.step()
 
     def end_ns(self, flight: Flight, result: StepResult) -> int:
         """Steps run one after the other: one begins when it is planned, or when the one before it ends."""
         self._end_ns = max(self._end_ns, flight.start_ns) + result.duration_ns
         return self._end_ns
+
+
+class _Moment(Event):
+    """Comes when everything else has happened that happens at its time."""
+
+    def __init__(self, env: Environment, delay_ns: int) -> None:
+        super().__init__(env)
+        self._ok = True
+        self._value = None
+        env.schedule(self, LAST, delay_ns)
