@@ -27,6 +27,8 @@ STEPS_PER_EPISODE = 150
 NAMES = [f"r{number}" for number in range(100)]
 """Ids, used again as soon as the end of the last bearer has been told."""
 STOPS = {FinishReason.STOP: 9, FinishReason.NOT_FINITE: 1}
+IN_FLIGHT = (1, 1, 2, 2, 3)
+"""How many plans an episode may have out at once."""
 NS_PER_S = 1_000_000_000
 
 
@@ -70,16 +72,17 @@ def episode(trial: Trial, rng: Random, num_steps: int) -> None:
             _abort_one(trial, rng)
         plan = trial.begin()
         trial.now_ns += rng.choice((0, 0, 1, NS_PER_S))
-        if plan is None:
+        if plan is None and not trial.flights:
             continue
-        for chunk in plan.chunks:
+        for chunk in () if plan is None else plan.chunks:
             for seq in chunk.samples:
                 if rng.random() < 0.1:
                     reason = rng.choices(tuple(STOPS), weights=tuple(STOPS.values()))[0]
                     trial.backend.stop(chunk.request_id, seq, reason)
         if rng.random() < 0.02:
             _abort_one(trial, rng)
-        trial.end()
+        if plan is None or len(trial.flights) == trial.in_flight:
+            trial.end()
     trial.drain()
 
 
@@ -110,12 +113,12 @@ def run_episode(seed: int, index: int, policies: Policies, make: MakeScheduler) 
     """One episode, from a random stream of its own."""
     rng = Random(f"{seed}/episode/{index}")
     capacity, limits = random_setting(rng, policies)
-    trial = Trial(make(capacity, limits, policies))
+    trial = Trial(make(capacity, limits, policies), in_flight=rng.choice(IN_FLIGHT))
     try:
         episode(trial, rng, STEPS_PER_EPISODE)
     except LawBroken as broken:
         broken.add_note(f"episode {index} of seed {seed}, step {trial.tally['steps']}")
-        broken.add_note(f"{capacity}, {limits}, {policies}")
+        broken.add_note(f"{capacity}, {limits}, {policies}, {trial.in_flight} plans in flight")
         raise
     return trial.report()
 

@@ -27,6 +27,7 @@ class _Sequences:
 
     num_prompt_tokens: int
     max_len: int
+    n: int
     live: tuple[int, ...]
     length: int
     life: int
@@ -73,12 +74,17 @@ class SymbolicBackend:
             raise ValueError(f"request {spec.request_id!r} is known already, or n = {spec.n} is too many")
         max_len = spec.length_limit(self._max_model_len)
         self.requests[spec.request_id] = _Sequences(
-            spec.num_prompt_tokens, max_len, tuple(range(spec.n)), spec.num_prompt_tokens, self._new_life()
+            spec.num_prompt_tokens,
+            max_len,
+            spec.n,
+            tuple(range(spec.n)),
+            spec.num_prompt_tokens,
+            self._new_life(),
         )
 
     def drop(self, request_id: str) -> None:
         """Forget a request. Raises KeyError if it is not known: each is dropped once."""
-        for seq in self.requests.pop(request_id).live:
+        for seq in range(self.requests.pop(request_id).n):
             self._forget(request_id, seq)
 
     def stop(self, request_id: str, seq: int, reason: FinishReason = FinishReason.STOP) -> None:
@@ -99,6 +105,7 @@ class SymbolicBackend:
             self._write(chunk)
         for chunk in plan.chunks:
             self._read(chunk)
+            self.requests[chunk.request_id].length += bool(chunk.samples)
         return plan
 
     def collect(self, ticket: object) -> StepResult:
@@ -107,17 +114,21 @@ class SymbolicBackend:
         finished: list[Finish] = []
         for chunk in ticket.chunks:
             request = self.requests[chunk.request_id]
-            request.length += bool(chunk.samples)
+            length = chunk.start + chunk.num_tokens + 1
             for seq in chunk.samples:
+                if seq not in request.live:
+                    continue  # it ended while this step, planned before, was in flight
                 reason = self._stops.get((chunk.request_id, seq))
-                if reason is None and request.length >= request.max_len:
+                if reason is None and length >= request.max_len:
                     reason = FinishReason.LENGTH
                 if reason is not None:
                     finished.append(Finish(chunk.request_id, seq, reason))
-        for request_id, seq, _ in finished:
+        for request_id, seq, reason in finished:
             request = self.requests[request_id]
             request.live = tuple(other for other in request.live if other != seq)
             self._forget(request_id, seq)
+            if reason is FinishReason.NOT_FINITE:
+                request.live = ()
         return StepResult(len(ticket.chunks), tuple(finished))
 
     def wipe(self, device: list[int], host: list[int]) -> None:

@@ -5,7 +5,7 @@ Who adds, aborts and ends is up to the driver: a seeded one (experiments.soak) o
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from itertools import product
 
 from engine.core.events import ENDINGS, Event
@@ -54,14 +54,16 @@ def every_combination() -> list[Policies]:
 class Trial:
     """Serves requests on a symbolic backend, step by step, and keeps count of what happened."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, in_flight: int = 1) -> None:
         kv = scheduler.state.kv
         self.scheduler = scheduler
         capacity = Capacity(kv.device.num_blocks, kv.host.num_blocks, kv.block_size)
         self.backend = SymbolicBackend(capacity, scheduler.limits.max_model_len)
         self.serving = Serving(scheduler, self.backend)
         self.now_ns = 0
-        self.flight: Flight | None = None
+        self.in_flight = in_flight
+        """Plans that may be out at once."""
+        self.flights: deque[Flight] = deque()
         self.tally: Counter[str] = Counter()
 
     @property
@@ -94,10 +96,11 @@ class Trial:
         Raises LawBroken 8 if the updates of the plan do not give the backend the tables of the block manager.
         """
         self._wipe_free_blocks()
-        self.flight = self.serving.begin(self.now_ns)
-        if self.flight is None:
+        flight = self.serving.begin(self.now_ns)
+        if flight is None:
             return None
-        plan = self.flight.plan
+        self.flights.append(flight)
+        plan = flight.plan
         for chunk in plan.chunks:
             tables = self.scheduler.state.requests[chunk.request_id].tables
             for seq in chunk.seqs:
@@ -110,9 +113,8 @@ class Trial:
         return plan
 
     def end(self) -> list[Event]:
-        """Commit the step in flight."""
-        assert self.flight is not None
-        flight, self.flight = self.flight, None
+        """Commit the oldest step in flight."""
+        flight = self.flights.popleft()
         result = self.serving.collect(flight)
         self.now_ns += result.duration_ns
         events = self.serving.finish(flight, result, self.now_ns)
@@ -121,12 +123,13 @@ class Trial:
 
     def drain(self) -> None:
         """Serve to the end. Raises LawBroken if that takes too long (6), or leaves anything behind (2, 3)."""
-        if self.flight is not None:
-            self.end()
         since_end = 0
         while not self.scheduler.is_idle:
-            if self.begin() is None:
+            plan = self.begin()
+            if plan is None and not self.flights:
                 raise LawBroken(6, f"nothing to do, but not idle: {self.outstanding}")
+            if plan is not None and len(self.flights) < self.in_flight:
+                continue
             kinds = {event.kind for event in self.end()}
             since_end = 0 if kinds & set(ENDINGS) else since_end + 1
             if since_end > self._patience():

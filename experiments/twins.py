@@ -31,11 +31,15 @@ STRETCH_NS = 1e9
 
 
 def simulated_stage(
-    capacity: Capacity, cost: CostModel, max_model_len: int, pace: Pace | None = None
+    capacity: Capacity, cost: CostModel, max_model_len: int, pace: Pace | None = None, in_flight: int = 1
 ) -> Stage:
-    """The simulated twin of an engine; with a `pace`, one whose steps take as many times longer."""
+    """The simulated twin of an engine with so many plans out at once; with a `pace`, one whose steps take as
+    many times longer.
+    """
     backend = SimulatedBackend(capacity, cost, max_model_len, pace)
-    return Stage(World.SIMULATED, backend, lambda: partial(drive, clock=SimulatedClock()))
+    return Stage(
+        World.SIMULATED, backend, lambda: partial(drive, clock=SimulatedClock(), in_flight=in_flight)
+    )
 
 
 class Twins:

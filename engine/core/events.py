@@ -37,3 +37,7 @@ class Event(NamedTuple):
     kind: EventKind
     detail: str
     """Finish reason, preemption kind, or the reason of a rejection."""
+    step_id: int = 0
+    """The step that is being planned at this moment, or that will be planned next: in its plan, and not
+    before, the pools show what has happened.
+    """

@@ -124,7 +124,7 @@ class Scheduler:
         self.policies.batching.fill(step)
         for request, reason in step.rejected:
             self._take_leave(request, EventKind.REJECTED, reason)
-        if step.is_empty and not self._has_untold_end:
+        if step.is_empty and (self._in_flight or not self._has_untold_end):
             return None
         first_tokens = step.first_tokens()
         plan = step.close(self._num_plans)
@@ -246,7 +246,7 @@ class Scheduler:
             self._tell(request, EventKind.PREEMPTED, preemption.kind)
 
     def _tell(self, request: Request, kind: EventKind, detail: str) -> None:
-        self._events.append(Event(self.state.now_ns, request.id, kind, detail))
+        self._events.append(Event(self.state.now_ns, request.id, kind, detail, self._num_plans))
 
     def _told(self) -> list[Event]:
         """All events since the last commit; ids that no step in flight can name are free again."""

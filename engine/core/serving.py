@@ -29,14 +29,18 @@ class Observer(Protocol):
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:
-        """A step was committed, which was planned at `start_ns` and committed at `end_ns`."""
+        """A step was committed, which began at `start_ns` and was committed at `end_ns`.
+
+        It began when it was planned; or, planned while another was in flight, with the end of that.
+        """
         ...
 
     def closed(self, now_ns: int) -> None:
         """The period of the step last told of is over: the driver looks for the next one.
 
         A period is planning, execution, commit and what the observers did about it. The periods of busy steps
-        follow one another without a gap; what lies between two periods is idle time.
+        follow one another without a gap; what lies between two periods is idle time. While another step is
+        in flight, what is done about this one hides behind that: its period ends with it.
         """
         ...
 
@@ -58,6 +62,7 @@ class Serving:
         self.observers = observers
         self._has_open_period = False
         self._num_begun = self._num_finished = 0
+        self._last_end_ns = 0
         self._to_drop: deque[tuple[int, str]] = deque()
         """Requests that have ended, and after how many steps the backend need not know them any more."""
         self._ids: set[str] = set()
@@ -108,15 +113,18 @@ class Serving:
         """Close the period of the last step, plan another and hand it to the backend; None if there is
         nothing to do.
         """
-        if self._has_open_period:
-            self._has_open_period = False
-            for observer in self.observers:
-                observer.closed(now_ns)
+        self._close(now_ns)
         plan = self.scheduler.schedule(now_ns)
         if plan is None:
             return None
         self._num_begun += 1
         return Flight(plan, self.backend.submit(plan), now_ns)
+
+    def _close(self, now_ns: int) -> None:
+        if self._has_open_period:
+            self._has_open_period = False
+            for observer in self.observers:
+                observer.closed(now_ns)
 
     def collect(self, flight: Flight) -> StepResult:
         """Wait for the backend."""
@@ -131,7 +139,10 @@ class Serving:
         self._to_drop.extend((self._num_begun, event.request_id) for event in events if event.kind in ENDINGS)
         while self._to_drop and self._to_drop[0][0] <= self._num_finished:
             self.backend.drop(self._to_drop.popleft()[1])
+        start_ns, self._last_end_ns = max(flight.start_ns, self._last_end_ns), now_ns
         for observer in self.observers:
-            observer.stepped(flight.plan, result, flight.start_ns, now_ns, events)
+            observer.stepped(flight.plan, result, start_ns, now_ns, events)
         self._has_open_period = True
+        if self._num_begun > self._num_finished:
+            self._close(now_ns)
         return events

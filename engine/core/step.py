@@ -149,8 +149,9 @@ class Step:
             self.budget -= sum(len(request.live) - 1 for request in decodes)
 
     def swapped(self) -> Iterator[Request]:
-        """The swapped requests, in queue order."""
-        return _from_head(self._state.swapped)
+        """The swapped requests, in queue order; but for those whose last token is still being computed."""
+        swapped = _from_head(self._state.swapped)
+        return (request for request in swapped if request.num_tokens < request.max_num_tokens)
 
     def waiting(self) -> Iterator[Request]:
         """The waiting requests, in queue order; but for those whose last token is still being computed."""

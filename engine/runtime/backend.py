@@ -168,6 +168,8 @@ class TorchBackend:
                 first_row = len(kept_rows)
                 kept_rows += [last_rows[chunk.request_id, seq] for seq in chunk.seqs]
             for seq in chunk.samples:
+                if self.sequences.has_ended(chunk.request_id, seq):
+                    continue  # the step was planned before that was known
                 row = first_row + (chunk.seqs.index(seq) if len(chunk.seqs) > 1 else 0)
                 draws.append(Draw(chunk.request_id, seq, row, chunk.start + chunk.num_tokens, spec.sampling))
         return draws, kept_rows
@@ -198,6 +200,8 @@ class TorchBackend:
         for (request_id, seq, *_), token_id in zip(draws, drawn, strict=True):
             if token_id is None:
                 finished.append(Finish(request_id, seq, FinishReason.NOT_FINITE))
+                for one in range(self.sequences.specs[request_id].n):
+                    self.sequences.end(request_id, one)
             elif request_id not in failed:
                 token_ids[request_id, seq] = token_id
                 num_tokens = self.sequences.append(request_id, seq, token_id)
@@ -205,6 +209,7 @@ class TorchBackend:
                 reason = finish_reason(spec, token_id, num_tokens, self.limits.max_model_len)
                 if reason is not None:
                     finished.append(Finish(request_id, seq, reason))
+                    self.sequences.end(request_id, seq)
         return token_ids, tuple(finished)
 
     def _parts_ns(self, times: Sequence[int]) -> dict[str, float]:

@@ -40,6 +40,8 @@ class Sequences:
         self._seed = seed
         self._tokens: dict[tuple[str, int], list[int]] = {}
         self._tables: dict[tuple[str, int], list[int]] = {}
+        self._ended: set[tuple[str, int]] = set()
+        """Those that get no more tokens, though steps planned before that was known compute them."""
 
     def add(self, spec: RequestSpec) -> None:
         """Take in a request.
@@ -73,6 +75,15 @@ class Sequences:
         """Forget a request."""
         for seq in range(self.specs.pop(request_id).n):
             del self._tokens[request_id, seq], self._tables[request_id, seq]
+            self._ended.discard((request_id, seq))
+
+    def end(self, request_id: str, seq: int) -> None:
+        """A sequence gets no more tokens."""
+        self._ended.add((request_id, seq))
+
+    def has_ended(self, request_id: str, seq: int) -> bool:
+        """Whether it gets no more."""
+        return (request_id, seq) in self._ended
 
     def update(self, updates: Iterable[TableUpdate]) -> None:
         """Bring the block tables to where the plan has them."""

@@ -26,7 +26,7 @@ PART = Column("ns", "this part of the step's duration, by the cost model or by t
 
 STEPS: Mapping[str, Column] = {
     "step_id": Column("", "number of the step, from 0"),
-    "start_ns": Column("ns", "when the step was planned"),
+    "start_ns": Column("ns", "when the step began: was planned, or the one in flight before it ended"),
     "end_ns": Column("ns", "when it was committed: its tokens are there"),
     "closed_ns": Column("ns", "when bookkeeping was done: the next step starts unless it idles"),
     "duration_ns": Column("ns", "of the execution alone, measured or modelled by the backend"),

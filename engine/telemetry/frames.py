@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.telemetry.arrow import requests_schema, steps_schema
 from engine.telemetry.record import RequestRecord
-from engine.telemetry.recorder import Recorder
+from engine.telemetry.recorder import IN_FLIGHT_STEPS, Recorder
 from engine.telemetry.schema import MOVED, PLANNED, REQUEST_COLUMNS, STEP_COLUMNS, UNFINISHED, World
 from engine.telemetry.tokens import Ints, TokenTimes, token_times
 
@@ -104,7 +104,7 @@ class Framer:
         unused = np.maximum(0, num_blocks * self._block_size - _final_lengths(records, tokens)[numbers])
         for name, values in zip(HELD, (num_blocks, unused), strict=True):
             pending = self._changes[name]
-            grown = np.zeros(max(num_steps + 3, len(pending)), dtype=np.int64)
+            grown = np.zeros(max(num_steps + 3 + IN_FLIGHT_STEPS, len(pending)), dtype=np.int64)
             grown[: len(pending)] = pending
             _add_changes(grown, steps, numbers, values)
             self._changes[name] = grown
@@ -167,7 +167,8 @@ def _final_lengths(records: Sequence[RequestRecord], tokens: TokenTimes) -> Ints
 
 def _add_changes(changes: Ints, steps: Ints, tables: Ints, values: Ints) -> None:
     """What values that are 0 at first, and change at given steps, change in the sum over all tables."""
-    order = np.argsort(tables, kind="stable")
+    # In order of the steps: with plans in flight an end is told before the last growth of a table is.
+    order = np.lexsort((steps, tables))
     tables, values = tables[order], values[order]
     before = np.zeros_like(values)
     before[1:] = np.where(tables[1:] == tables[:-1], values[:-1], 0)

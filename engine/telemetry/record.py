@@ -67,15 +67,6 @@ class RequestRecord:
         for seq in range(self.spec.n):
             self.tables.extend((step, seq, 0))
 
-    def linger(self, step: int, seq: int) -> None:
-        """A sequence has ended, but a step that was in flight then computes it still: its blocks are free
-        after that.
-        """
-        tables = self.tables
-        for i in range(0, len(tables), 3):
-            if tables[i] == step and tables[i + 1] == seq and not tables[i + 2]:
-                tables[i] = step + 1
-
     def gain(self, seq: int, first: int, last: int, *, loses: bool = False) -> None:
         """A sequence gained a token in each step from `first` to before `last`; `loses`: the last is not
         served, since the request was gone before its step was committed, or failed in it.

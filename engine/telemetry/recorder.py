@@ -84,7 +84,7 @@ class Recorder:
     def stepped(
         self, plan: StepPlan, result: StepResult, start_ns: int, end_ns: int, events: Sequence[Event]
     ) -> None:
-        """A step was planned at `start_ns` and committed at `end_ns`."""
+        """A step began at `start_ns` and was committed at `end_ns`."""
         if plan.transfers or plan.preemptions or plan.rejections:
             self._move(plan, start_ns)
         if plan.admitted or plan.resumed:
@@ -105,7 +105,7 @@ class Recorder:
             steps.append(self.num_steps)
             parts_ns.extend(result.parts_ns.values())
         if events or result.finished:
-            self._leave(events, result.finished, start_ns)
+            self._leave(events, result.finished)
         self.num_steps += 1
         if self._drain is not None and self.num_steps >= self._next_drain:
             self._drain(self)
@@ -154,8 +154,6 @@ class Recorder:
                 if record.ending is None and seq not in record.ended_seqs:
                     record.touch(step)
                     since[owner] = step
-                else:
-                    record.linger(step, seq)
         self._owners = owners
 
     def _close(self, owner: TokenOwner, step: int, *, loses: bool = False) -> None:
@@ -207,8 +205,8 @@ class Recorder:
             if record.first_scheduled_ns is None:
                 record.first_scheduled_ns = start_ns
 
-    def _leave(self, events: Sequence[Event], finished: Sequence[Finish], start_ns: int) -> None:
-        """Log who ended: their blocks are free from the next step on, or were so when this was planned."""
+    def _leave(self, events: Sequence[Event], finished: Sequence[Finish]) -> None:
+        """Log who ended: their blocks are free in the plan that is made next, or were so in this one."""
         step = self.num_steps
         self._owners = ()  # a step that was in flight may name who ended again: it is to be looked at
         for event in events:
@@ -218,15 +216,18 @@ class Recorder:
             self._special.discard(event.request_id)
             is_finished = event.kind is EventKind.FINISHED
             if not is_finished:
-                record.release(step + (event.time_ns > start_ns))
+                record.release(event.step_id)
             owners: list[TokenOwner] = [event.request_id]
             owners += [(event.request_id, seq) for seq in range(record.spec.n)]
             for owner in owners:
                 self._close(owner, step + 1, loses=not is_finished)
             record.end(event.kind, event.detail, event.time_ns, step)
+        next_plan = events[-1].step_id if events else step + 1
         for request_id, seq, _ in finished:
             record = self._record(request_id)
-            record.hold(step + 1, seq, 0)
+            if seq in record.ended_seqs:
+                continue  # told again by a step that was in flight then
+            record.hold(next_plan, seq, 0)
             record.ended_seqs += (seq,)
             self._close(request_id if record.spec.n == 1 else (request_id, seq), step + 1)
 

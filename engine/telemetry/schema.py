@@ -36,7 +36,8 @@ PLANNED = (
 )
 """What the recorder logs for each step, all int64.
 
-A step is planned at `start_ns` and committed at `end_ns`, which is when its tokens are there. Its period ends
+A step begins at `start_ns` (when it is planned, or, with plans in flight, when the one before it ends) and is
+committed at `end_ns`, which is when its tokens are there. Its period ends
 at `closed_ns`, when bookkeeping is done: there the next step starts, unless the engine goes idle. A cost
 model is fitted to closed - start, which is what a simulated step takes (there closed = end). The backend
 measured or modelled `duration_ns`; `transfer_ns` is the part of it that moving blocks took. Queue lengths and

@@ -36,12 +36,17 @@ class CoreMachine(RuleBasedStateMachine):
 
     trial: Trial
 
-    @initialize(capacity=capacities(), limits=limits(), policies=st.sampled_from(COMBINATIONS))
-    def build(self, capacity: Capacity, limits: Limits, policies: Policies) -> None:
+    @initialize(
+        capacity=capacities(),
+        limits=limits(),
+        policies=st.sampled_from(COMBINATIONS),
+        in_flight=st.integers(1, 3),
+    )
+    def build(self, capacity: Capacity, limits: Limits, policies: Policies, in_flight: int) -> None:
         if not policies.batching.splits_prompts:
             budget = max(limits.max_num_batched_tokens, limits.max_model_len - 1)
             limits = replace(limits, max_num_batched_tokens=budget)
-        self.trial = Trial(LawfulScheduler(capacity, limits, policies))
+        self.trial = Trial(LawfulScheduler(capacity, limits, policies), in_flight)
 
     @precondition(lambda self: len(self.trial.backend.requests) < len(NAMES))
     @rule(
@@ -69,31 +74,30 @@ class CoreMachine(RuleBasedStateMachine):
         self.trial.abort(request_id)
         self.trial.check_refuses_again(RequestSpec(request_id, self.trial.now_ns, 1, 1))
 
-    @precondition(lambda self: self.trial.flight is None)
+    @precondition(lambda self: len(self.trial.flights) < self.trial.in_flight)
     @rule()
     def schedule(self) -> None:
         self.trial.begin()
 
-    @precondition(lambda self: self.trial.flight is not None)
+    @precondition(lambda self: self.trial.flights)
     @rule()
     def commit(self) -> None:
         self.trial.end()
 
-    @precondition(lambda self: self.trial.flight is None)
+    @precondition(lambda self: len(self.trial.flights) < self.trial.in_flight)
     @rule(num_steps=st.integers(1, 8))
     def step(self, num_steps: int) -> None:
         """Several whole steps, so that examples get anywhere."""
         for _ in range(num_steps):
-            if self.trial.begin() is None:
+            if self.trial.begin() is None and not self.trial.flights:
                 break
             self.trial.end()
 
-    @precondition(lambda self: self.trial.flight is not None and self.trial.flight.plan.chunks)
+    @precondition(lambda self: self.trial.flights and self.trial.flights[0].plan.chunks)
     @rule(index=INDEX, reason=st.sampled_from((FinishReason.STOP, FinishReason.NOT_FINITE)))
     def stop(self, index: int, reason: FinishReason) -> None:
-        """A sequence in the step in flight ends by itself or fails, if this step samples it."""
-        assert self.trial.flight is not None
-        chunks = [chunk for chunk in self.trial.flight.plan.chunks if chunk.samples]
+        """A sequence in the oldest step in flight ends by itself or fails, if this step samples it."""
+        chunks = [chunk for chunk in self.trial.flights[0].plan.chunks if chunk.samples]
         pairs = [(chunk.request_id, seq) for chunk in chunks for seq in chunk.samples]
         if pairs:
             self.trial.backend.stop(*pairs[index % len(pairs)], reason)

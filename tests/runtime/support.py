@@ -159,11 +159,11 @@ def policies(restore, *, chunked):
     return Policies(Fcfs(), admission, batching, LastAdmitted(), restore, OnDemand())
 
 
-def run(model, specs, *, chunked=False, restore=None, num_blocks=200, clock=None, **pool):
+def run(model, specs, *, chunked=False, restore=None, num_blocks=200, clock=None, in_flight=1, **pool):
     """Serve some requests to their end; `pool` goes to the backend."""
     limits = CHUNKED if chunked else LIMITS
     backend = TorchBackend(model, limits, num_blocks=num_blocks, **{"block_size": 4, **pool})
     scheduler = Scheduler(backend.capacity, limits, policies(restore or Recompute(), chunked=chunked))
     recorder = Recorder()
-    drive(Serving(scheduler, backend, [recorder]), Listed(specs), clock or VirtualClock())
+    drive(Serving(scheduler, backend, [recorder]), Listed(specs), clock or VirtualClock(), in_flight)
     return recorder

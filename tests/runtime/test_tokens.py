@@ -26,15 +26,22 @@ def model_and_answers(name):
     return prepare(copy.deepcopy(plain)), answers
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize("pressure", PRESSURE)
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
 @pytest.mark.parametrize("name", GENERATED)
-def test_tokens_equal_those_of_generate(name, chunked, pressure):
+def test_tokens_equal_those_of_generate(name, chunked, pressure, in_flight):
     model, answers = model_and_answers(name)
     restore, num_blocks, num_host_blocks, kind = PRESSURE[pressure]
     specs = [request(f"r{i}", prompt, NUM_TOKENS) for i, prompt in enumerate(prompts(LENGTHS))]
     recorder = run(
-        model, specs, chunked=chunked, restore=restore, num_blocks=num_blocks, num_host_blocks=num_host_blocks
+        model,
+        specs,
+        chunked=chunked,
+        restore=restore,
+        num_blocks=num_blocks,
+        num_host_blocks=num_host_blocks,
+        in_flight=in_flight,
     )
     assert [recorder.tokens[spec.request_id, 0] for spec in specs] == answers
     if kind is None:
@@ -44,9 +51,10 @@ def test_tokens_equal_those_of_generate(name, chunked, pressure):
         assert {preemption.kind for preemption in recorder.preemptions} == {kind}
 
 
+@pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize("pressure", PRESSURE)
 @pytest.mark.parametrize("chunked", [False, True], ids=["whole", "chunked"])
-def test_parallel_sampling_equals_separate_requests(chunked, pressure):
+def test_parallel_sampling_equals_separate_requests(chunked, pressure, in_flight):
     model, _ = model_and_answers("llama")
     restore, num_blocks, num_host_blocks, kind = PRESSURE[pressure]
     some = prompts((6, 21, 13))
@@ -66,6 +74,7 @@ def test_parallel_sampling_equals_separate_requests(chunked, pressure):
         restore=restore,
         num_blocks=min(num_blocks, 24),
         num_host_blocks=num_host_blocks,
+        in_flight=in_flight,
     )
     apart = run(model, [outputs(1, i, options[i].seed + seq) for i in range(3) for seq in range(2)])
     for i in range(3):

@@ -81,8 +81,12 @@ class Script:
         result = StepResult(
             (end_ms - start_ms) * MS, ends, parts_ns=parts_ns or {}, transfer_ns=transfer_ms * MS
         )
+        if finished and not events:
+            events = [ended(finished[0][0], EventKind.SEQUENCE_FINISHED, end_ms)]
+        # What happens before a step is planned shows in its plan, what happens while it runs in the next one.
+        told = [event._replace(step_id=self.num_steps + (event.time_ns > start_ms * MS)) for event in events]
         self.num_steps += 1
-        self.recorder.stepped(plan, result, start_ms * MS, end_ms * MS, events)
+        self.recorder.stepped(plan, result, start_ms * MS, end_ms * MS, told)
         self.recorder.closed((end_ms if closed_ms is None else closed_ms) * MS)
 
     def log(self, world: World = World.SIMULATED) -> RunLog:
