@@ -25,7 +25,7 @@ from rich.console import Console
 
 from engine.core.errors import UserError
 from engine.telemetry.metrics import summarize
-from engine.telemetry.runlog import RunLog, read_run, read_summary
+from engine.telemetry.runlog import Log, read_run, read_summary
 from experiments.check import check
 from experiments.compose import CONF, build
 from experiments.figures.memory import memory_figure
@@ -66,7 +66,7 @@ class Served:
     """A run that is over."""
 
     header: Header
-    log: RunLog
+    log: Log
     """The frames `steps` and `requests`; engine.telemetry.schema explains the columns."""
     summary: Mapping[str, float]
     """The metrics of summary.json, by the same names."""

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from engine.telemetry.clients import client_table
 from engine.telemetry.metrics import summarize
-from engine.telemetry.runlog import REQUESTS, STEPS, RunLog, write_log, write_results
+from engine.telemetry.runlog import REQUESTS, STEPS, Log, RunLog, write_log, write_results
 from engine.telemetry.timeline import write_timeline
-from engine.telemetry.window import Measure, within
+from engine.telemetry.window import Measure, requests_within
 from experiments.effort import Effort
 from experiments.tables import clients_table
 from experiments.worlds import Outcome
@@ -58,7 +58,7 @@ def write_outcome(
     """
     summary = summarize(outcome.log, wanted.slo_ms, wanted.measure) | dict(workload)
     files = [directory / STEPS, directory / REQUESTS]
-    if outcome.log_directory != directory:
+    if isinstance(outcome.log, RunLog):
         write_log(outcome.log, directory)
     files += write_results(outcome.log, directory, summary, config_text)
     files.append(directory / "effort.json")
@@ -122,7 +122,7 @@ def print_workload(console: Console, workload: Prepared) -> None:
         print_line(console, f"warning: {warning}", style="yellow")
 
 
-def print_clients(console: Console, log: RunLog) -> None:
+def print_clients(console: Console, log: Log) -> None:
     """How the clients fared, if there are any."""
     clients = client_table(log.requests)
     if len(clients):
@@ -140,12 +140,12 @@ def print_fallbacks(console: Console, summary: Summary, name: str = "") -> None:
         print_line(console, f"{name}: {text}" if name else text, style="yellow")
 
 
-def print_measure(console: Console, log: RunLog, measure: Measure) -> None:
+def print_measure(console: Console, log: Log, measure: Measure) -> None:
     """Say what of the run the figures are of, if not all."""
     if measure.leaves_out(log):
         (begin_ns, end_ns), first_ns = measure.window_ns(log), int(log.requests["arrival_ns"].min())
         seconds = f"{(begin_ns - first_ns) / 1e9:,.1f} to {(end_ns - first_ns) / 1e9:,.1f} s"
-        num = len(within(log, (begin_ns, end_ns)).requests)
+        num = len(requests_within(log, (begin_ns, end_ns)))
         print_line(console, f"measured: {seconds}, {num:,} of {len(log.requests):,} requests arrived then")
 
 
@@ -160,7 +160,7 @@ def print_saturated(console: Console, summary: Summary, name: str = "") -> None:
         print_line(console, f"{name}: {text}" if name else text, style="yellow")
 
 
-def print_unserved(console: Console, log: RunLog, name: str = "") -> None:
+def print_unserved(console: Console, log: Log, name: str = "") -> None:
     """How many requests of a run were rejected, how many failed, and one of the reasons."""
     for status in ("rejected", "failed"):
         ended = log.requests[log.requests["status"] == status]

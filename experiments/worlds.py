@@ -18,7 +18,7 @@ from engine.core.serving import Observer, Serving
 from engine.core.sources import Listed
 from engine.core.spec import Capacity, Limits, RequestSpec
 from engine.telemetry.recorder import Recorder
-from engine.telemetry.runlog import RunLog, read_run
+from engine.telemetry.runlog import Log, RunLog, StoredLog
 from engine.telemetry.schema import World
 from engine.telemetry.writer import RunWriter
 from experiments.effort import Effort, measured
@@ -74,14 +74,12 @@ class Run:
 class Outcome:
     """A run that is over."""
 
-    log: RunLog
+    log: Log
     effort: Effort
     journal_path: Path | None
     """The journal that this run wrote."""
     remark: str | None = None
     """What whoever reads its figures must know: how many step times are guesses, say."""
-    log_directory: Path | None = None
-    """Where the run log is written already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ class Stage:
         if writer is None or directory is None:
             return Outcome(RunLog.of(recorder, self.world, capacity), effort, path, remark)
         writer.close(recorder)
-        return Outcome(read_run(directory), effort, path, remark, directory)
+        return Outcome(StoredLog(directory), effort, path, remark)
 
     def warm_up(self, run: Run) -> None:
         """Serve a workload, all of it at once, and look away: the first steps of a process are slow."""

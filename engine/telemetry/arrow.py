@@ -21,6 +21,8 @@ ARROW_TYPES = {
     "list<string>": pa.list_(pa.string()),
 }
 
+MASKED = {pa.int64(): pd.Int64Dtype()}
+
 
 def steps_schema(parts: Iterable[str], metadata: Mapping[str, str] | None = None) -> pa.Schema:
     """Of steps.parquet, for durations that are sums of these parts."""
@@ -46,10 +48,9 @@ def run_metadata(world: World, capacity: Capacity) -> dict[str, str]:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Integers stay integers: a column with gaps becomes Int64, never float, which would round times."""
-    types = {pa.int64(): pd.Int64Dtype(), pa.string(): pd.StringDtype()}
-    frame: pd.DataFrame = table.to_pandas(types_mapper=types.get)
-    solid = {field.name: "int64" for field in table.schema if field.type == pa.int64() and not field.nullable}
-    return frame.astype(solid)
+    gaps = [field.name for field in table.schema if field.type == pa.int64() and field.nullable]
+    frame: pd.DataFrame = table.to_pandas(types_mapper={pa.string(): pd.StringDtype()}.get)
+    return frame.assign(**{name: table[name].to_pandas(types_mapper=MASKED.get) for name in gaps})
 
 
 def _field(name: str, dtype: pa.DataType, column: Column, *, nullable: bool = False) -> pa.Field:

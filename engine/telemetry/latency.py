@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from engine.core.errors import UserError
 
-Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 PERCENTILES = (90, 95, 99)
 
@@ -60,11 +60,11 @@ def latencies(requests: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns, index=pd.Index(finished["request_id"], name="request_id"), dtype="float64")
 
 
-def inter_token_ms(requests: pd.DataFrame) -> Floats:
+def inter_token_ns(requests: pd.DataFrame) -> Ints:
     """ITL: the gaps between consecutive tokens of each sequence, pooled over all finished requests."""
     finished = requests[requests["status"] == "finished"]
     if not len(finished):
-        return np.empty(0)
+        return np.empty(0, dtype=np.int64)
     times_ns = np.concatenate([np.asarray(times, dtype=np.int64) for times in finished["token_times_ns"]])
     num_tokens = np.concatenate([np.asarray(counts) for counts in finished["seq_num_output_tokens"]])
     gaps_ns = np.diff(times_ns)
@@ -72,7 +72,53 @@ def inter_token_ms(requests: pd.DataFrame) -> Floats:
     # The gap before the first token of every sequence but the first is no gap of a sequence.
     begins = np.cumsum(num_tokens)[:-1]
     within[begins[(begins > 0) & (begins < len(times_ns))] - 1] = False
-    return gaps_ns[within] / 1e6
+    return gaps_ns[within]
+
+
+class Pool:
+    """Values of which many are equal, as the gaps of all tokens of a step are: each is kept once."""
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, dtype=np.int64)
+        self._counts = np.empty(0, dtype=np.int64)
+        self._pending: list[tuple[Ints, Ints]] = []
+        self._num_pending = 0
+
+    def add(self, values: Ints) -> None:
+        """Some more values."""
+        unique, counts = np.unique(values, return_counts=True)
+        self._pending.append((unique, counts))
+        self._num_pending += len(unique)
+        if self._num_pending > len(self._values):  # so that each value is sorted a few times in all
+            self._merge()
+
+    def distribution(self, name: str, unit: str, size: float) -> dict[str, float]:
+        """As `latency.distribution` of the values in units of `size`."""
+        self._merge()
+        values, counts, num = self._values / size, self._counts, int(self._counts.sum())
+        if not num:
+            return distribution(values, name, unit)
+        mean = float((values * counts).sum()) / num
+        statistics = {"mean": mean, "median": self._quantile(0.5) / size}
+        statistics["std"] = float(np.sqrt(((values - mean) ** 2 * counts).sum() / num))
+        statistics |= {f"p{q}": self._quantile(q / 100) / size for q in PERCENTILES}
+        return {f"{statistic}_{name}_{unit}": value for statistic, value in statistics.items()}
+
+    def _quantile(self, share: float) -> float:
+        """Interpolated linearly between the values at the places around share x (number - 1)."""
+        ends = np.cumsum(self._counts)
+        place = share * (int(ends[-1]) - 1)
+        around = np.floor(place), np.ceil(place)
+        low, high = (self._values[np.searchsorted(ends, at, "right")] for at in around)
+        return float(low + (high - low) * (place - np.floor(place)))
+
+    def _merge(self) -> None:
+        parts = [(self._values, self._counts), *self._pending]
+        values, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        self._values, places = np.unique(values, return_inverse=True)
+        self._counts = np.zeros(len(self._values), dtype=np.int64)
+        np.add.at(self._counts, places, counts)
+        self._pending, self._num_pending = [], 0
 
 
 def meets(latency: pd.DataFrame, slo_ms: Mapping[str, float]) -> pd.Series:

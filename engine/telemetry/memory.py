@@ -19,15 +19,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from engine.telemetry.runlog import RunLog
-from engine.telemetry.series import time_mean, time_series
+from engine.telemetry.runlog import Log
+from engine.telemetry.series import binned_chunks, lengths_ns, series_chunks, span_ns, time_series
 from engine.telemetry.window import clipped
 
 SHARES = ("U", "S", "R", "I", "E", "F", "K")
 NAMES = ("token_states", "written", "reserved", "internal", "external", "free", "cached")
 
 
-def memory_states(log: RunLog) -> pd.DataFrame:
+def memory_states(log: Log) -> pd.DataFrame:
     """`time_series` with SHARES, tail waste W = R + I, block_usage and token_usage as shares of the pool.
 
     With several sequences a request, a block shared by all of them until one writes to it is charged once,
@@ -36,7 +36,17 @@ def memory_states(log: RunLog) -> pd.DataFrame:
     Raises:
         ValueError: a share is negative or the shares do not add up to 1; the log contradicts itself.
     """
-    series = time_series(log)
+    return _states(time_series(log), log)
+
+
+def binned_states(log: Log, num_bins: int) -> pd.DataFrame:
+    """`memory_states`, averaged over equal stretches of time if there are more rows than that."""
+    chunks = (_states(series, log) for series in series_chunks(log))
+    states = binned_chunks(chunks, span_ns(log), num_bins)
+    return states if len(states) else memory_states(log)
+
+
+def _states(series: pd.DataFrame, log: Log) -> pd.DataFrame:
     slots = log.capacity.num_blocks * log.capacity.block_size
     free = series["num_free_blocks"] * log.capacity.block_size
     kv, written = series["num_kv_tokens"], series["num_written_tokens"]
@@ -52,7 +62,10 @@ def memory_states(log: RunLog) -> pd.DataFrame:
     return series.assign(**states, W=states["R"] + states["I"], **usage)
 
 
-def memory_summary(log: RunLog, window_ns: tuple[int, int] | None = None) -> dict[str, float]:
+AVERAGED = (*SHARES, "W", "block_usage", "token_usage", "num_running", "num_table_blocks")
+
+
+def memory_summary(log: Log, window_ns: tuple[int, int] | None = None) -> dict[str, float]:
     """Means over the run (integral / duration), in which idle time counts as an empty pool; and peaks.
 
     `window_ns` is the part of the run to look at, if not all.
@@ -61,23 +74,28 @@ def memory_summary(log: RunLog, window_ns: tuple[int, int] | None = None) -> dic
     `tail_waste_tokens` is W over the number of running requests: about (block size - 1) / 2 where blocks are
     taken on demand and n = 1.
     """
-    states = memory_states(log) if window_ns is None else clipped(memory_states(log), window_ns)
     num_blocks, block_size = log.capacity.num_blocks, log.capacity.block_size
+    sums, length_ns, peak = dict.fromkeys(AVERAGED, 0.0), 0, np.nan
+    for series in series_chunks(log):
+        states = _states(series if window_ns is None else clipped(series, window_ns), log)
+        weights = lengths_ns(states)
+        length_ns += int(weights.sum())
+        for name in AVERAGED:
+            sums[name] += float((states[name].to_numpy() * weights).sum())
+        peak = np.fmax(peak, states["block_usage"].max())
+    mean = {name: total / length_ns if length_ns else np.nan for name, total in sums.items()}
 
-    def mean(values: pd.Series) -> float:
-        return time_mean(states, values)
+    def ratio(part: float, whole: float) -> float:
+        return part / whole if whole > 0 else np.nan
 
-    def ratio(part: pd.Series, whole: pd.Series) -> float:
-        return mean(part) / mean(whole) if mean(whole) > 0 else np.nan
-
-    tables = states["num_table_blocks"]
+    tables = mean["num_table_blocks"]
     return {
-        **{f"mean_{name}_share": mean(states[share]) for name, share in zip(NAMES, SHARES, strict=True)},
-        "mean_block_usage": mean(states["block_usage"]),
-        "mean_token_usage": mean(states["token_usage"]),
-        "max_block_usage": float(states["block_usage"].max()) if len(states) else np.nan,
-        "mean_tail_waste_share": mean(states["W"]),
-        "mean_tail_waste_tokens": ratio(states["W"] * num_blocks * block_size, states["num_running"]),
+        **{f"mean_{name}_share": mean[share] for name, share in zip(NAMES, SHARES, strict=True)},
+        "mean_block_usage": mean["block_usage"],
+        "mean_token_usage": mean["token_usage"],
+        "max_block_usage": float(peak),
+        "mean_tail_waste_share": mean["W"],
+        "mean_tail_waste_tokens": ratio(mean["W"] * num_blocks * block_size, mean["num_running"]),
         # Tables that have ended keep no block, shared ones count once: never negative but for rounding.
-        "sharing_saving": float(np.maximum(0.0, ratio(tables - states["block_usage"] * num_blocks, tables))),
+        "sharing_saving": float(np.maximum(0.0, ratio(tables - mean["block_usage"] * num_blocks, tables))),
     }

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -23,6 +25,48 @@ from engine.telemetry.recorder import Recorder
 from engine.telemetry.schema import World
 
 STEPS, REQUESTS = "steps.parquet", "requests.parquet"
+TOKEN_BY_TOKEN = ("token_times_ns", "phases", "phase_times_ns")
+"""Columns of requests that are read only where they are wanted."""
+
+
+class Log(Protocol):
+    """A run as data, in memory or on disk: what metrics and figures are made from.
+
+    A long run is read a chunk at a time; each chunk has the columns that are asked for, or all.
+    """
+
+    @property
+    def world(self) -> World:
+        """Where it took place."""
+        ...
+
+    @property
+    def capacity(self) -> Capacity:
+        """With how much memory."""
+        ...
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """All steps, whatever memory that takes; the columns are explained in `engine.telemetry.schema`."""
+        ...
+
+    @property
+    def requests(self) -> pd.DataFrame:
+        """All requests, in order of arrival; of a log on disk without TOKEN_BY_TOKEN."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps there are."""
+        ...
+
+    def step_chunks(self, *columns: str) -> Iterator[pd.DataFrame]:
+        """The steps, in order."""
+        ...
+
+    def request_chunks(self, *columns: str) -> Iterator[pd.DataFrame]:
+        """The requests, with TOKEN_BY_TOKEN; within a chunk in order of arrival."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +89,20 @@ class RunLog:
     @classmethod
     def of_tables(cls, world: World, capacity: Capacity, steps: pa.Table, requests: pa.Table) -> RunLog:
         """The log whose files hold these tables; requests in order of arrival."""
-        frame = to_frame(requests).sort_values("arrival_ns", kind="stable", ignore_index=True)
-        return cls(world, capacity, to_frame(steps), frame)
+        return cls(world, capacity, to_frame(steps), _by_arrival(to_frame(requests)))
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps there are."""
+        return len(self.steps)
+
+    def step_chunks(self, *columns: str) -> Iterator[pd.DataFrame]:
+        """All steps at once."""
+        yield self.steps
+
+    def request_chunks(self, *columns: str) -> Iterator[pd.DataFrame]:
+        """All requests at once."""
+        yield self.requests
 
 
 def create_run_directory(root: Path, name: str) -> Path:
@@ -86,7 +142,7 @@ def write_log(log: RunLog, directory: Path) -> list[Path]:
 
 
 def write_results(
-    log: RunLog, directory: Path, summary: Mapping[str, float], config_text: str | None = None
+    log: Log, directory: Path, summary: Mapping[str, float], config_text: str | None = None
 ) -> list[Path]:
     """Write what a run came to, beside its log."""
     results = directory / "summary.json"
@@ -99,18 +155,67 @@ def write_results(
 
 
 def read_run(directory: Path) -> RunLog:
-    """Read back what `write_run` wrote.
+    """Read back what `write_run` wrote, all of it.
 
     Raises:
         ValueError: a file is missing or does not hold a run log.
     """
-    steps = _read_parquet(directory / STEPS)
-    requests = _read_parquet(directory / REQUESTS)
-    metadata = steps.schema.metadata or {}
-    if b"pagetwin" not in metadata:
-        raise UserError(f"{directory / 'steps.parquet'} is not a run log: its metadata has no key 'pagetwin'")
-    run = json.loads(metadata[b"pagetwin"])
-    return RunLog.of_tables(World(run["world"]), Capacity(**run["capacity"]), steps, requests)
+    stored = StoredLog(directory)
+    steps, requests = pq.read_table(directory / STEPS), pq.read_table(directory / REQUESTS)
+    return RunLog.of_tables(stored.world, stored.capacity, steps, requests)
+
+
+class StoredLog:
+    """The run log in a folder, read as far as it is asked for (`Log`).
+
+    Raises:
+        ValueError: a file is missing or does not hold a run log.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._steps, self._requests = directory / STEPS, directory / REQUESTS
+        for path in (self._steps, self._requests):
+            if not path.is_file():
+                raise UserError(f"{path} does not exist: {directory} is not the directory of a finished run")
+        metadata = pq.read_schema(self._steps).metadata or {}
+        if b"pagetwin" not in metadata:
+            raise UserError(f"{self._steps} is not a run log: its metadata has no key 'pagetwin'")
+        run = json.loads(metadata[b"pagetwin"])
+        self.world, self.capacity = World(run["world"]), Capacity(**run["capacity"])
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """All steps."""
+        return to_frame(pq.read_table(self._steps))
+
+    @cached_property
+    def requests(self) -> pd.DataFrame:
+        """All requests, in order of arrival, without TOKEN_BY_TOKEN."""
+        names = [name for name in pq.read_schema(self._requests).names if name not in TOKEN_BY_TOKEN]
+        return _by_arrival(to_frame(pq.read_table(self._requests, columns=names)))
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps there are."""
+        return int(pq.read_metadata(self._steps).num_rows)
+
+    def step_chunks(self, *columns: str) -> Iterator[pd.DataFrame]:
+        """The steps, a row group at a time."""
+        return _chunks(self._steps, columns)
+
+    def request_chunks(self, *columns: str) -> Iterator[pd.DataFrame]:
+        """The requests, a row group at a time."""
+        return map(_by_arrival, _chunks(self._requests, columns and (*columns, "arrival_ns")))
+
+
+def _chunks(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
+    with pq.ParquetFile(path) as file:
+        for index in range(file.num_row_groups):
+            yield to_frame(file.read_row_group(index, list(columns) or None))
+
+
+def _by_arrival(requests: pd.DataFrame) -> pd.DataFrame:
+    return requests.sort_values("arrival_ns", kind="stable", ignore_index=True)
 
 
 def read_summary(directory: Path) -> dict[str, float]:
@@ -126,7 +231,7 @@ def read_summary(directory: Path) -> dict[str, float]:
     }
 
 
-def _write_summary(log: RunLog, summary: Mapping[str, float], path: Path) -> None:
+def _write_summary(log: Log, summary: Mapping[str, float], path: Path) -> None:
     values = {name: value if math.isfinite(value) else None for name, value in summary.items()}
     run = {"world": log.world.value, "capacity": asdict(log.capacity)}
     path.write_text(json.dumps(run | values, indent=2) + "\n", encoding="utf-8")
@@ -137,9 +242,3 @@ def _write_parquet(frame: pd.DataFrame, schema: pa.Schema, path: Path) -> None:
     # runs.
     table = pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
     pq.write_table(table.replace_schema_metadata(schema.metadata), path, compression="zstd")
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: {path.parent} is not the directory of a finished run")
-    return pq.read_table(path)

@@ -6,15 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from engine.telemetry.runlog import RunLog
-from engine.telemetry.series import time_series
+from engine.telemetry.runlog import Log
+from engine.telemetry.series import integrals, series_chunks, span_ns
 
 BATCHES = 10
 MAX_P_VALUE = 0.01
 MIN_UNSERVED = 0.05
 
 
-def saturation(log: RunLog) -> dict[str, float]:
+def saturation(log: Log) -> dict[str, float]:
     """`saturated`: 1 if requests came faster than they were served, 0 if not; NaN if that cannot be told.
 
     The time from the first arrival to the last is cut into BATCHES equal stretches, and the mean number of
@@ -31,14 +31,13 @@ def saturation(log: RunLog) -> dict[str, float]:
     length just as much. With fewer than 2 * BATCHES requests, or all of them at once, it is undefined.
     """
     arrivals = log.requests["arrival_ns"].to_numpy()
-    series = time_series(log)
-    if len(arrivals) < 2 * BATCHES or arrivals.max() == arrivals.min() or series.empty:
+    if len(arrivals) < 2 * BATCHES or arrivals.max() == arrivals.min() or span_ns(log) == (0, 0):
         return {"saturated": np.nan}
     edges = np.linspace(arrivals.min(), arrivals.max(), BATCHES + 1)
-    times = np.append(series["begin_ns"], series["until_ns"].iloc[-1])
-    queued = (series["num_waiting"] + series["num_swapped"]).to_numpy()
-    integral = np.append(0, np.cumsum(queued * np.diff(times)))
-    means = np.diff(np.interp(edges, times, integral)) / np.diff(edges)
+    queued_ns = np.zeros(BATCHES)
+    for series in series_chunks(log):
+        queued_ns += integrals(series, series["num_waiting"] + series["num_swapped"], edges)
+    means = queued_ns / np.diff(edges)
     num_between = len(arrivals) * (BATCHES - 1) / BATCHES
     grows = means[-1] - means[0] > MIN_UNSERVED * num_between
     return {"saturated": float(grows and trend_p_value(means) < MAX_P_VALUE)}

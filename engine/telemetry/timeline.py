@@ -7,15 +7,15 @@ Times are microseconds; the format is described in "Trace Event Format" (Google,
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
-from itertools import pairwise
+from collections.abc import Hashable, Iterable, Iterator
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import pandas as pd
 
-from engine.telemetry.runlog import RunLog
+from engine.telemetry.runlog import Log
 from engine.telemetry.schema import Phase
-from engine.telemetry.series import time_series
+from engine.telemetry.series import series_chunks, time_series
 
 TraceEvent = dict[str, object]
 
@@ -36,21 +36,31 @@ COUNTERS = {
 
 
 def write_timeline(
-    log: RunLog, path: Path, max_requests: int = MAX_REQUESTS, max_steps: int = MAX_STEPS
+    log: Log, path: Path, max_requests: int = MAX_REQUESTS, max_steps: int = MAX_STEPS
 ) -> None:
     """Write the trace; a longer run is cut to its first requests and steps, and `otherData` says so."""
-    steps, requests = log.steps.head(max_steps), log.requests.head(max_requests)
+    steps, requests = _head(log.step_chunks(), max_steps), _head(log.request_chunks(), max_requests)
     end_ns = int(steps["end_ns"].max()) if len(steps) else 0
     other = {
         "world": log.world.value,
         "requests": f"first {len(requests)} of {len(log.requests)}",
-        "steps": f"first {len(steps)} of {len(log.steps)}",
+        "steps": f"first {len(steps)} of {log.num_steps}",
     }
-    series = time_series(log)
-    series = series[series["begin_ns"] <= end_ns]
+    shown = takewhile(lambda series: series["begin_ns"].iloc[0] <= end_ns, series_chunks(log))
+    series = pd.concat([series[series["begin_ns"] <= end_ns] for series in shown] or [time_series(log)])
     events = [*_names(), *_steps(steps), *_counters(series), *_requests(requests, end_ns)]
     trace = {"displayTimeUnit": "ms", "otherData": other, "traceEvents": events}
     path.write_text(json.dumps(trace, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _head(chunks: Iterable[pd.DataFrame], max_rows: int) -> pd.DataFrame:
+    """The first rows."""
+    head: list[pd.DataFrame] = []
+    for chunk in chunks:
+        head.append(chunk.head(max_rows - sum(map(len, head))))
+        if sum(map(len, head)) >= max_rows:
+            break
+    return pd.concat(head, ignore_index=True)
 
 
 def _event(phase: str, name: str, time_ns: int, **fields: object) -> TraceEvent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 
 from engine.core.fields import AtLeast, Below, check_fields
 from engine.telemetry.latency import latencies, meets
-from engine.telemetry.runlog import RunLog
+from engine.telemetry.runlog import Log
 from engine.telemetry.series import span_ns
 
 Part = Annotated[float, AtLeast(0), Below(0.5)]
@@ -32,7 +32,7 @@ class Measure:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def window_ns(self, log: RunLog) -> tuple[int, int]:
+    def window_ns(self, log: Log) -> tuple[int, int]:
         """When the window opens and closes; all of `span_ns` if nothing is left out."""
         begin_ns, end_ns = span_ns(log)
         arrivals = np.sort(log.requests["arrival_ns"].to_numpy())
@@ -43,21 +43,17 @@ class Measure:
             end_ns = int(arrivals[-num_last])
         return begin_ns, end_ns
 
-    def leaves_out(self, log: RunLog) -> bool:
+    def leaves_out(self, log: Log) -> bool:
         """Whether the window is less than the run."""
         return self.window_ns(log) != span_ns(log)
 
 
-def within(log: RunLog, window_ns: tuple[int, int]) -> RunLog:
-    """The requests that arrived, and the steps that began, while the window was open."""
-    return replace(
-        log,
-        requests=log.requests[_is_inside(log.requests["arrival_ns"], window_ns)],
-        steps=log.steps[_is_inside(log.steps["start_ns"], window_ns)],
-    )
+def requests_within(log: Log, window_ns: tuple[int, int]) -> pd.DataFrame:
+    """The requests that arrived while the window was open."""
+    return log.requests[is_inside(log.requests["arrival_ns"], window_ns)]
 
 
-def rates_within(log: RunLog, window_ns: tuple[int, int], slo_ms: Mapping[str, float]) -> dict[str, float]:
+def rates_within(log: Log, window_ns: tuple[int, int], slo_ms: Mapping[str, float]) -> dict[str, float]:
     """Throughput in a window: what left the system in it, whenever it arrived, over its length.
 
     Counted are requests whose last token, output tokens that, and prompts whose first token came while the
@@ -67,9 +63,11 @@ def rates_within(log: RunLog, window_ns: tuple[int, int], slo_ms: Mapping[str, f
     finished = log.requests[log.requests["status"] == "finished"].set_index("request_id")
     if not duration_s or finished.empty:
         return {}
-    ended = _is_inside(finished["last_token_ns"], window_ns)
-    num_output = int(_is_inside(pd.Series(np.concatenate(list(finished["token_times_ns"]))), window_ns).sum())
-    begun = _is_inside(finished["first_token_ns"], window_ns)
+    ended = is_inside(finished["last_token_ns"], window_ns)
+    num_output = sum(
+        _num_tokens(chunk, window_ns) for chunk in log.request_chunks("status", "token_times_ns")
+    )
+    begun = is_inside(finished["first_token_ns"], window_ns)
     num_input = int(finished["num_prompt_tokens"][begun].sum())
     rates = {
         "request_throughput": int(ended.sum()) / duration_s,
@@ -81,6 +79,12 @@ def rates_within(log: RunLog, window_ns: tuple[int, int], slo_ms: Mapping[str, f
     return rates
 
 
+def _num_tokens(requests: pd.DataFrame, window_ns: tuple[int, int]) -> int:
+    """Output tokens of finished requests that came in the window."""
+    times_ns = [*requests["token_times_ns"][requests["status"] == "finished"]]
+    return int(is_inside(pd.Series(np.concatenate(times_ns)), window_ns).sum()) if times_ns else 0
+
+
 def clipped(series: pd.DataFrame, window_ns: tuple[int, int]) -> pd.DataFrame:
     """The part of a time series (begin_ns, until_ns) that lies in the window."""
     inside = series.assign(
@@ -89,5 +93,6 @@ def clipped(series: pd.DataFrame, window_ns: tuple[int, int]) -> pd.DataFrame:
     return inside[inside["begin_ns"] < inside["until_ns"]]
 
 
-def _is_inside(times_ns: pd.Series, window_ns: tuple[int, int]) -> pd.Series:
+def is_inside(times_ns: pd.Series, window_ns: tuple[int, int]) -> pd.Series:
+    """Which of some times lie in the window."""
     return (times_ns >= window_ns[0]) & (times_ns < window_ns[1])

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from engine.telemetry.memory import memory_states
-from engine.telemetry.runlog import RunLog
-from engine.telemetry.series import binned, lengths_ns
+from engine.telemetry.memory import binned_states
+from engine.telemetry.runlog import Log
+from engine.telemetry.series import lengths_ns
 from experiments.figures.style import FREE, STYLE, Floats
 
 LAYERS = {
@@ -32,16 +32,16 @@ SMALL = 0.25
 """A pool that is never fuller than this is drawn to its peak, not to 100 %."""
 
 
-def memory_figure(log: RunLog, title: str = "") -> Figure:
+def memory_figure(log: Log, title: str = "") -> Figure:
     """The device pool over time, by what its slots are used for; below it queues and preemptions.
 
     Queues that are never used have no panel: requests that wait, and those that are swapped out, have one
     of their own, since a long queue would hide a short one. In a long run a point is the mean over its
     stretch of time.
     """
-    states = binned(memory_states(log), MAX_POINTS)
+    states, preemptions = binned_states(log, MAX_POINTS), _preempted(log)
     panels = [name for name in ("waiting", "swapped") if states[f"num_{name}"].any()]
-    preempting = [kind for kind in PREEMPTIONS if log.steps[f"num_{kind}_preemptions"].any()]
+    preempting = [kind for kind in PREEMPTIONS if preemptions[f"num_{kind}_preemptions"].any()]
     heights = [3.0, *[1.2] * (1 + len(panels)), *[1.2] * bool(preempting)]
     with rc_context(STYLE):
         figure = Figure(figsize=(6.6, 1.0 + 0.75 * sum(heights)), layout="constrained")
@@ -51,12 +51,19 @@ def memory_figure(log: RunLog, title: str = "") -> Figure:
         for axes, name in zip(rest, panels, strict=False):
             _queue(axes, states, name, WAITING if name == "waiting" else SWAPPED)
         if preempting:
-            _preemptions(rest[-1], log.steps, preempting, *pool.get_xlim())
+            _preemptions(rest[-1], preemptions, preempting, *pool.get_xlim())
         figure.axes[-1].set_xlabel("time (s)")
         figure.align_ylabels()
         size = f"KV pool: {log.capacity.num_blocks:,} blocks of {log.capacity.block_size} tokens"
         figure.suptitle("\n".join(filter(None, [title or log.world, size + _resolution(states)])))
         return figure
+
+
+def _preempted(log: Log) -> pd.DataFrame:
+    """When how many requests were preempted; the steps in which some were."""
+    columns = [f"num_{kind}_preemptions" for kind in PREEMPTIONS]
+    chunks = [chunk[["start_ns", *columns]] for chunk in log.step_chunks("start_ns", *columns)]
+    return pd.concat([chunk[chunk[columns].any(axis=1)] for chunk in chunks])
 
 
 def _resolution(states: pd.DataFrame) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
+import numpy as np
+import pandas as pd
+
 from engine.core.events import Event, EventKind
 from engine.core.plan import (
     Batch,
@@ -26,6 +29,7 @@ from engine.core.spec import Capacity, RequestSpec
 from engine.telemetry.recorder import Recorder
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.schema import World
+from engine.telemetry.series import lengths_ns
 
 MS = 1_000_000
 CAPACITY = Capacity(num_blocks=8, num_host_blocks=4, block_size=4)
@@ -180,3 +184,9 @@ def two_requests() -> Script:
         after=PoolState(1, 0, 0, 6, 4, 4),
     )
     return script
+
+
+def time_mean(series: pd.DataFrame, values: pd.Series) -> float:
+    """The integral of some values of a time series over its span, divided by the span; NaN without one."""
+    weights = lengths_ns(series)
+    return float((values.to_numpy() * weights).sum() / weights.sum()) if weights.sum() else np.nan

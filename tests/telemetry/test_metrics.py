@@ -15,9 +15,9 @@ from engine.telemetry.agreement import (
     spread,
     winner,
 )
-from engine.telemetry.latency import distribution, inter_token_ms, latencies, meets
+from engine.telemetry.latency import Pool, distribution, inter_token_ns, latencies, meets
 from engine.telemetry.metrics import preemptions_per_request, summarize
-from tests.telemetry.scripted import Script, decode, ended, prefill, two_requests
+from tests.telemetry.scripted import MS, Script, decode, ended, prefill, two_requests
 
 
 def test_latencies_of_two_requests_worked_out_by_hand() -> None:
@@ -97,13 +97,14 @@ def test_the_field_names_are_those_of_vllm_bench_serve() -> None:
 
 
 def test_inter_token_gaps_are_pooled_and_do_not_cross_requests_or_sequences() -> None:
-    assert inter_token_ms(two_requests().log().requests).tolist() == [10, 30, 10, 10, 70]
+    gaps_ms = inter_token_ns(two_requests().log().requests) // MS
+    assert gaps_ms.tolist() == [10, 30, 10, 10, 70]
     script = Script()
     script.arrive("a", 0, 2, n=2)
     script.step(0, 5, [prefill("a", 0, 2, samples=(0, 1))], admitted=["a"], finished=[("a", 1)])
     script.step(5, 8, [decode("a", 2)], finished=[("a", 0)], events=[ended("a", EventKind.FINISHED, 8)])
     requests = script.log().requests
-    assert inter_token_ms(requests).tolist() == [3]
+    assert inter_token_ns(requests).tolist() == [3 * MS]
     assert latencies(requests)["tpot_ms"].tolist() == [3]
     assert latencies(requests)["normalized_latency_s"].tolist() == [0.004]
 
@@ -228,3 +229,14 @@ def test_rankings() -> None:
     assert winner({"b": 1.0, "a": 1.0, "c": math.nan}, lower_is_better=False) == "a"
     with pytest.raises(ValueError, match="no policy has a defined value"):
         winner({"a": math.nan}, lower_is_better=True)
+
+
+@pytest.mark.parametrize("num_values", [0, 1, 2, 500])
+def test_a_pool_of_values_has_the_statistics_of_the_values(num_values: int) -> None:
+    rng = np.random.default_rng(num_values)
+    values = rng.integers(0, 60, num_values) * MS
+    pool = Pool()
+    for part in np.array_split(values, 7):
+        pool.add(part)
+    expected = distribution(values / MS, "itl", "ms")
+    assert pool.distribution("itl", "ms", MS) == pytest.approx(expected, nan_ok=True)

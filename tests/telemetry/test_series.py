@@ -12,8 +12,8 @@ from engine.core.events import EventKind
 from engine.core.plan import PoolState
 from engine.telemetry.memory import memory_states, memory_summary
 from engine.telemetry.runlog import RunLog
-from engine.telemetry.series import HELD, binned, lengths_ns, span_ns, time_mean, time_series
-from tests.telemetry.scripted import CAPACITY, MS, Script, decode, ended, prefill, two_requests
+from engine.telemetry.series import HELD, binned, lengths_ns, span_ns, time_series
+from tests.telemetry.scripted import CAPACITY, MS, Script, decode, ended, prefill, time_mean, two_requests
 
 BUSY = PoolState(1, 0, 0, 0, 4, 0)
 

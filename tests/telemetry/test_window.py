@@ -7,10 +7,10 @@ import pytest
 
 from engine.core.errors import UserError
 from engine.telemetry.memory import memory_summary
-from engine.telemetry.metrics import summarize
+from engine.telemetry.metrics import step_totals, summarize
 from engine.telemetry.runlog import RunLog
 from engine.telemetry.series import span_ns
-from engine.telemetry.window import Measure, rates_within, within
+from engine.telemetry.window import Measure, rates_within, requests_within
 from experiments.analysis import Served, serve
 from tests.telemetry.scripted import MS, two_requests
 
@@ -34,9 +34,11 @@ def test_rates_are_of_what_was_finished_in_the_window() -> None:
 
 
 def test_requests_that_arrived_and_steps_that_began_in_it() -> None:
-    part = within(two_requests().log(), WINDOW_NS)
-    assert part.requests["request_id"].tolist() == ["b"]
-    assert part.steps["start_ns"].between(5 * MS, 60 * MS - 1).all()
+    log = two_requests().log()
+    assert requests_within(log, WINDOW_NS)["request_id"].tolist() == ["b"]
+    assert (
+        step_totals(log, WINDOW_NS)["num_steps"] == log.steps["start_ns"].between(5 * MS, 60 * MS - 1).sum()
+    )
 
 
 def test_memory_of_two_parts_makes_that_of_the_whole(served: Served) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -11,9 +13,14 @@ import pytest
 from engine.core.events import EventKind
 from engine.core.policies.base import Restore
 from engine.core.policies.restore import Recompute, Swap
+from engine.telemetry.memory import binned_states
+from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder
-from engine.telemetry.runlog import RunLog, read_run
+from engine.telemetry.runlog import RunLog, StoredLog, read_run
 from engine.telemetry.schema import World
+from engine.telemetry.series import time_series
+from engine.telemetry.timeline import write_timeline
+from engine.telemetry.window import Measure
 from engine.telemetry.writer import RunWriter
 from tests.telemetry.scripted import CAPACITY, MS, Script, decode, ended, prefill
 from tests.telemetry.test_with_core import CAPACITY as POOL
@@ -22,6 +29,10 @@ from tests.telemetry.test_with_core import run
 
 def by_id(requests: pd.DataFrame) -> pd.DataFrame:
     return requests.sort_values("request_id", ignore_index=True)
+
+
+def by_text(events: list[dict[str, Any]]) -> list[str]:
+    return sorted(map(json.dumps, events))
 
 
 def assert_equal(log: RunLog, kept: RunLog) -> None:
@@ -42,6 +53,18 @@ def test_what_is_written_in_pieces_is_what_is_kept_in_memory(
     assert pq.ParquetFile(tmp_path / "requests.parquet").num_row_groups >= 5
     assert not recorder.records and not recorder.steps and not recorder.moves
     assert_equal(read_run(tmp_path), log)
+
+    stored = StoredLog(tmp_path)
+    for measure in (None, Measure(warm_up=0.2, cool_down=0.1)):
+        summary = summarize(log, {"ttft": 1.0}, measure)
+        assert summarize(stored, {"ttft": 1.0}, measure) == pytest.approx(summary, rel=1e-12, nan_ok=True)
+    pd.testing.assert_frame_equal(time_series(stored), time_series(log), check_exact=True)
+    pd.testing.assert_frame_equal(binned_states(stored, 50), binned_states(log, 50), rtol=1e-12)
+    write_timeline(log, tmp_path / "kept.json", max_steps=100)
+    write_timeline(stored, tmp_path / "stored.json", max_steps=100)
+    kept, read = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("kept", "stored"))
+    assert by_text(read["traceEvents"]) == by_text(kept["traceEvents"])
+    assert read["otherData"] == kept["otherData"]
 
 
 def test_a_part_that_a_backend_names_late_is_zero_before(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 from engine.core.spec import Capacity
 from engine.telemetry.metrics import summarize
 from engine.telemetry.runlog import RunLog
-from engine.telemetry.series import time_mean, time_series
+from engine.telemetry.series import time_series
 from experiments.figures.memory import memory_figure
 from tests.experiments.figures.labels import labels
-from tests.telemetry.scripted import two_requests
+from tests.telemetry.scripted import time_mean, two_requests
 from tests.telemetry.test_series import uneven, with_gaps
 
 
