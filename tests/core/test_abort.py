@@ -84,7 +84,7 @@ def test_abort(build: object, in_flight: bool) -> None:
     trial.abort("a")
     assert "a" not in trial.scheduler.state.requests
     assert kv.host.num_free == kv.host.num_blocks
-    _, events = step(trial) if trial.flight is None else (None, trial.end())
+    _, events = (None, trial.end()) if trial.flights else step(trial)
     assert kinds(events, "a")[-1] is EventKind.ABORTED
     _, events = drain(trial)
     assert kinds(events, "a") == []
