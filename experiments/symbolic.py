@@ -8,7 +8,7 @@ If swaps, copies, recomputation and block tables are right, each slot names the 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 from itertools import chain
 
@@ -31,6 +31,8 @@ class _Sequences:
     live: tuple[int, ...]
     length: int
     life: int
+    num_known: int
+    """Tokens whose value is there; those of steps in flight are not."""
 
     def symbols(self, seq: int, first: int, last: int) -> list[int]:
         """Names of the tokens at positions first to last - 1 of a sequence."""
@@ -62,6 +64,7 @@ class SymbolicBackend:
         self._num_lives = 0
         self._stops: dict[tuple[str, int], FinishReason] = {}
         self.tally: Counter[str] = Counter()
+        self._in_flight: deque[StepPlan] = deque()
 
     @property
     def capacity(self) -> Capacity:
@@ -80,10 +83,17 @@ class SymbolicBackend:
             tuple(range(spec.n)),
             spec.num_prompt_tokens,
             self._new_life(),
+            spec.num_prompt_tokens,
         )
 
     def drop(self, request_id: str) -> None:
-        """Forget a request. Raises KeyError if it is not known: each is dropped once."""
+        """Forget a request. Raises KeyError if it is not known: each is dropped once.
+
+        Raises LawBroken 8 if a step in flight names it: that would read what is forgotten.
+        """
+        for plan in self._in_flight:
+            if request_id in plan.chunks.request_ids:
+                raise LawBroken(8, f"{request_id} is dropped, and step {plan.step_id} in flight names it")
         for seq in range(self.requests.pop(request_id).n):
             self._forget(request_id, seq)
 
@@ -106,15 +116,18 @@ class SymbolicBackend:
         for chunk in plan.chunks:
             self._read(chunk)
             self.requests[chunk.request_id].length += bool(chunk.samples)
+        self._in_flight.append(plan)
         return plan
 
     def collect(self, ticket: object) -> StepResult:
         """One token for each sequence that samples; those ends that are due."""
         assert isinstance(ticket, StepPlan)
+        assert self._in_flight.popleft() is ticket, "steps end in the order in which they began"
         finished: list[Finish] = []
         for chunk in ticket.chunks:
             request = self.requests[chunk.request_id]
             length = chunk.start + chunk.num_tokens + 1
+            request.num_known += bool(chunk.samples)
             for seq in chunk.samples:
                 if seq not in request.live:
                     continue  # it ended while this step, planned before, was in flight
@@ -160,6 +173,8 @@ class SymbolicBackend:
         samples = request.live if end == request.length else ()
         if end > known or chunk.seqs != seqs or chunk.samples != samples:
             raise LawBroken(8, f"{chunk} is not the next of {request}")
+        if end > request.num_known and chunk.num_tokens > 1:
+            raise LawBroken(8, f"{chunk} computes again what a step in flight is yet to bring: {request}")
         num_slots = self._capacity.block_size * min(
             len(self.tables.get((chunk.request_id, seq), ())) for seq in chunk.seqs
         )

@@ -8,9 +8,10 @@ Laws 1 and 3 to 7 are checked here, on the scheduler itself. Law 2 (no lost requ
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from engine.core.blocks import BlockPool
+from engine.core.errors import UserError
 from engine.core.events import ENDINGS, Event
 from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.base import Policies
@@ -103,6 +104,28 @@ def check_budget(plan: StepPlan, limits: Limits, num_blocks: int) -> None:
         raise LawBroken(5, f"step {plan.step_id} names a block beyond the pool of {num_blocks}")
     if any(chunk.num_tokens < 1 for chunk in plan.chunks):
         raise LawBroken(5, f"step {plan.step_id} has a chunk without tokens")
+    if len(set(plan.chunks.request_ids)) < len(plan.chunks.request_ids):
+        raise LawBroken(5, f"step {plan.step_id} has two chunks of one request: {plan.chunks.request_ids}")
+
+
+def check_lengths(scheduler: Scheduler, plan: StepPlan) -> None:
+    """Law 5: nobody computes the last token that its limits allow, whatever steps in flight bring it."""
+    for chunk in plan.chunks:
+        request = scheduler.state.requests[chunk.request_id]
+        limit = min(request.num_prompt_tokens + request.max_tokens, scheduler.limits.max_model_len)
+        if chunk.start + chunk.num_tokens >= limit:
+            raise LawBroken(5, f"step {plan.step_id}: {chunk} goes to the limit of {limit} tokens")
+
+
+def check_ids_are_taken(scheduler: Scheduler, plans: Iterable[StepPlan]) -> None:
+    """Law 2: an id that a plan in flight names belongs to who had it when it was planned, or to nobody."""
+    for plan in plans:
+        for request_id in plan.chunks.request_ids:
+            try:
+                scheduler.check_is_new(request_id)
+            except UserError:
+                continue
+            raise LawBroken(2, f"{request_id} is free again, and step {plan.step_id} in flight names it")
 
 
 def check_same_tokens(wanted: Mapping[str, Sequence[int]], got: Mapping[str, Sequence[int]]) -> None:
@@ -182,6 +205,7 @@ class LawfulScheduler(Scheduler):
                 )
             return None
         check_budget(plan, self.limits, self.state.kv.device.num_blocks)
+        check_lengths(self, plan)
         check_exclusive_writes(self, plan)
         self._steps_without_token = 0 if plan.num_tokens else self._steps_without_token + 1
         if self.state.requests and self._steps_without_token > MAX_STEPS_WITHOUT_TOKEN:
@@ -195,6 +219,7 @@ class LawfulScheduler(Scheduler):
         events = super().commit(plan, result, now_ns)
         self._ledger.noted(events)
         self._ledger.check_matches(self)
+        check_ids_are_taken(self, (flight.plan for flight in self._in_flight))
         check_conservation(self)
         check_nothing_left(self)
         return events

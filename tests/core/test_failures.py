@@ -44,8 +44,8 @@ def test_who_was_aborted_while_it_failed_was_aborted() -> None:
 
 def test_a_failure_of_somebody_who_did_not_run_is_a_bug() -> None:
     trial = failing(1, decodes=0)
-    assert trial.flight is not None
-    result = trial.serving.collect(trial.flight)
+    [flight] = trial.flights
+    result = trial.serving.collect(flight)
     stranger = result.finished[0]._replace(request_id="nobody")
     with pytest.raises(ValueError, match="'nobody', which did not run"):
-        trial.scheduler.commit(trial.flight.plan, result._replace(finished=(stranger,)), trial.now_ns)
+        trial.scheduler.commit(flight.plan, result._replace(finished=(stranger,)), trial.now_ns)

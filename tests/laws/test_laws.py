@@ -13,6 +13,8 @@ from engine.core.laws import (
     check_budget,
     check_conservation,
     check_exclusive_writes,
+    check_ids_are_taken,
+    check_lengths,
     check_nothing_left,
     check_same_plans,
     check_same_tokens,
@@ -97,6 +99,7 @@ def test_a_write_beyond_the_table() -> None:
         ([Chunk("a", 0, 4, (0,), (0,))], 5, Limits(4, 8, 64)),
         ([Chunk("a", 6, 1, (0, 1, 2), (0, 1, 2))], 3, Limits(2, 8, 64)),
         ([Chunk("a", 0, 0, (0,), ())], 0, Limits(4, 8, 64)),
+        ([Chunk("a", 4, 1, (0,), ()), Chunk("a", 5, 1, (0,), (0,))], 2, Limits(4, 8, 64)),
     ],
 )
 def test_over_budget(chunks: list[Chunk], num_tokens: int, limits: Limits) -> None:
@@ -104,6 +107,23 @@ def test_over_budget(chunks: list[Chunk], num_tokens: int, limits: Limits) -> No
     check_budget(plan, limits, num_blocks=16)
     with broken(5):
         check_budget(plan._replace(chunks=Batch.of(chunks), num_tokens=num_tokens), limits, num_blocks=16)
+
+
+def test_past_the_length_limit() -> None:
+    scheduler, plan = running()
+    check_lengths(scheduler, plan)
+    for start in (9, 12):
+        beyond = plan._replace(chunks=Batch.of([Chunk("a", start, 1, (0,), (0,))]))
+        with broken(5):
+            check_lengths(scheduler, beyond)
+
+
+def test_an_id_that_is_free_while_a_plan_names_it() -> None:
+    scheduler, plan = running()
+    check_ids_are_taken(scheduler, [plan])
+    named_otherwise = plan._replace(chunks=Batch.of([Chunk("b", 6, 1, (0,), (0,))]))
+    with broken(2):
+        check_ids_are_taken(scheduler, [plan, named_otherwise])
 
 
 def test_a_block_beyond_the_pool() -> None:
