@@ -31,7 +31,7 @@ STRETCH_NS = 1e9
 
 
 def simulated_stage(
-    capacity: Capacity, cost: CostModel, max_model_len: int, pace: Pace | None = None, in_flight: int = 1
+    capacity: Capacity, cost: CostModel, max_model_len: int, in_flight: int, pace: Pace | None = None
 ) -> Stage:
     """The simulated twin of an engine with so many plans out at once; with a `pace`, one whose steps take as
     many times longer.
@@ -43,17 +43,18 @@ def simulated_stage(
 
 
 class Twins:
-    """Simulates cells again and again, for their summaries alone."""
+    """Simulates cells again and again, for their summaries alone; with so many plans out at once."""
 
-    def __init__(self, capacity: Capacity, runs: Mapping[Cell, Run], wanted: Wanted) -> None:
+    def __init__(self, capacity: Capacity, runs: Mapping[Cell, Run], wanted: Wanted, in_flight: int) -> None:
         self._capacity = capacity
         self._runs = runs
         self._wanted = wanted
+        self._in_flight = in_flight
 
     def summary(self, cell: Cell, cost: CostModel, pace: Pace | None = None) -> Summary:
         """What a simulation of a cell comes to."""
         run = self._runs[cell]
-        stage = simulated_stage(self._capacity, cost, run.limits.max_model_len, pace)
+        stage = simulated_stage(self._capacity, cost, run.limits.max_model_len, self._in_flight, pace)
         return summarize(stage.play(run).log, self._wanted.slo_ms, self._wanted.measure)
 
     def ensemble(

@@ -167,15 +167,16 @@ def main(config: DictConfig, directory: Path) -> None:
     config, requests, measured = measure(config, engine, calibration, directory, partial(print_load, console))
 
     cost, cell_runs = measured.cost, measured.cell_runs
-    twin = simulated_stage(engine.backend.capacity, cost, config.limits.max_model_len)
+    capacity, in_flight = engine.backend.capacity, config.driver.in_flight
+    twin = simulated_stage(capacity, cost, config.limits.max_model_len, in_flight)
     runs = {cell_run.cell: cell_run.run for cell_run in cell_runs}
     simulated = [play(twin, run, cell, "simulated", directory) for cell, run in runs.items()]
     headers = {
-        load: Header.of(node, HydraConfig.get().runtime.choices, engine.backend.capacity, workload)
+        load: Header.of(node, HydraConfig.get().runtime.choices, capacity, workload)
         for load, (node, workload) in requests.items()
     }
     summaries, files = write_cell_runs([*simulated, *cell_runs], requests, headers)
-    found = evaluate(config, engine.backend.capacity, measured, summaries[len(simulated) :])
+    found = evaluate(config, capacity, measured, summaries[len(simulated) :])
 
     console.print(coefficient_table(cost))
     for cell in runs:

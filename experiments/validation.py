@@ -65,7 +65,8 @@ def measure(
     first_fit.save(directory / FIRST_FIT)
     config = with_first_costs(config, directory / FIRST_FIT)
     contenders = contenders_from_config(config)
-    twin = simulated_stage(engine.backend.capacity, first_fit, limits.max_model_len)
+    in_flight = config.driver.in_flight
+    twin = simulated_stage(engine.backend.capacity, first_fit, limits.max_model_len, in_flight)
     requests = workloads_at_loads(config, twin, limits, contenders.values())
     for load, (_, workload) in requests.items():
         announce(load, workload)
@@ -117,7 +118,7 @@ def evaluate(
     cell_runs, cost, samples = measured.cell_runs, measured.cost, measured.calibration.samples
     tolerance: Tolerance = build(config.tolerance)
     runs = {cell_run.cell: cell_run.run for cell_run in cell_runs}
-    twins = Twins(capacity, runs, Wanted.by(config))
+    twins = Twins(capacity, runs, Wanted.by(config), config.driver.in_flight)
     repeats = repeats_of(cell_runs, twins, summaries, cost, measured.undrifted_cost, measured.paces)
     ensembles = {cell: twins.ensemble(cell, cost, samples, config.num_ensemble, config.seed) for cell in runs}
     comparison = compare(repeats, ensembles, tolerance)

@@ -29,7 +29,7 @@ def test_the_slowest_contender_sets_the_rate() -> None:
     """A batch that is filled once and then served to its end takes more steps than one that is refilled."""
     config = composed("validate", "max_requests=40", "limits=window_512")
     specs = build(config.workload).requests(LIMITS.max_model_len)
-    twin = simulated_stage(Capacity(96, 96, 16), PerStep(), LIMITS.max_model_len)
+    twin = simulated_stage(Capacity(96, 96, 16), PerStep(), LIMITS.max_model_len, in_flight=1)
     continuous = contenders_from_config(config)["swap"]
     static = policies_maker(composed("validate", "preset=static", "limits=window_512"))
     capacities = {

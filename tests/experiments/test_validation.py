@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.core.drive import drive
+from engine.core.drive import Clock, Source, drive
+from engine.core.serving import Serving
 from engine.core.work import Work
 from engine.telemetry.metrics import summarize
 from engine.telemetry.schema import World
+from experiments import twins
 from experiments.calibrate import Calibration
 from experiments.compare import MEANS
 from experiments.compose import build, contenders_from_config, served_model
@@ -71,7 +73,7 @@ def validated(directory: Path, pace: Pace, *overrides: str) -> Findings:
     engine = Stage(
         World.MEASURED,
         SimulatedBackend(capacity, Truth(), limits.max_model_len, pace),
-        lambda: partial(drive, clock=SimulatedClock()),
+        lambda: partial(drive, clock=SimulatedClock(), in_flight=config.driver.in_flight),
     )
     workloads = {
         str(name): build(node).requests(limits.max_model_len)
@@ -176,3 +178,21 @@ def test_rejected_requests_are_told_and_do_not_pass(tmp_path: Path) -> None:
     assert found.verdict.answer is Answer.FAIL
     assert "swap-load-1.5-measured-1: " in str(found.verdict)
     assert "requests were not served (rejected)" in str(found.verdict)
+
+
+def test_the_twins_have_as_many_plans_in_flight_as_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run that sets the loads, those beside the measured ones, and the ensembles."""
+    simulated: list[int] = []
+
+    def watched(serving: Serving, source: Source, clock: Clock, in_flight: int = 1) -> int:
+        simulated.append(in_flight)
+        return drive(serving, source, clock, in_flight)
+
+    monkeypatch.setattr(twins, "drive", watched)
+    found = validated(tmp_path, noisy(0), ONE_LOAD, "driver.in_flight=2", "num_repeats=1")
+    # Each sets the load, is run as fitted, unbiased, undrifted and followed, and in an ensemble of two.
+    assert simulated == [2] * 7 * len(found.replayed)
+    assert found.comparison["error"].abs().max() < 1e-3, "the same steps at the same times"
+    assert all(found.replayed.values())
