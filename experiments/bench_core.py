@@ -20,8 +20,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from engine.core.policies.base import Order
-from engine.core.policies.order import Fcfs, Priority
+from engine.core.policies.order import Fcfs, Order, Priority
 from experiments.by_turns import TAKE_TURNS, Figures, Measurement, collect, compare, take_turns
 from experiments.core_regimes import REGIMES, RunStep, queueing
 from experiments.errors import plain_errors

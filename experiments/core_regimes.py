@@ -11,9 +11,9 @@ from itertools import count, cycle, islice
 
 from engine.core.plan import Finish, FinishReason, StepResult
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Order, Policies
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
-from engine.core.policies.order import Fcfs
+from engine.core.policies.order import Fcfs, Order
 from engine.core.policies.reservation import OnDemand
 from engine.core.policies.restore import Recompute
 from engine.core.policies.victim import LastAdmitted

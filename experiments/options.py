@@ -14,7 +14,12 @@ from omegaconf import DictConfig
 from engine.core.backend import Backend
 from engine.core.errors import UserError
 from engine.core.fields import AtLeast, Count, Natural, NonNegative, Positive
-from engine.core.policies.base import Admission, Batching, Order, Reservation, Restore, Victim
+from engine.core.policies.admission import Admission
+from engine.core.policies.batching import Batching
+from engine.core.policies.order import Order
+from engine.core.policies.reservation import Reservation
+from engine.core.policies.restore import Restore
+from engine.core.policies.victim import Victim
 from engine.core.spec import Capacity, Limits
 from engine.telemetry.schema import World
 from engine.telemetry.window import Measure

@@ -11,13 +11,13 @@ from itertools import product
 from engine.core.events import ENDINGS, Event
 from engine.core.laws import LawBroken
 from engine.core.plan import StepPlan
-from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
-from engine.core.policies.base import Admission, Batching, Order, Policies, Reservation, Restore, Victim
-from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
-from engine.core.policies.order import Fcfs, Priority
-from engine.core.policies.reservation import OnDemand, WholePrompt
-from engine.core.policies.restore import Recompute, Swap, SwapIfSeveral
-from engine.core.policies.victim import LastAdmitted, LowestPriority
+from engine.core.policies.admission import Admission, FirstChunk, FullPrompt, Padded, Watermark
+from engine.core.policies.base import Policies
+from engine.core.policies.batching import ArrivalFirstChunked, Batching, DecodeFirst, PrefillFirst, Static
+from engine.core.policies.order import Fcfs, Order, Priority
+from engine.core.policies.reservation import OnDemand, Reservation, WholePrompt
+from engine.core.policies.restore import Recompute, Restore, Swap, SwapIfSeveral
+from engine.core.policies.victim import LastAdmitted, LowestPriority, Victim
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Flight, Serving

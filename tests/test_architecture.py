@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.metadata
 import os
@@ -50,6 +51,16 @@ def test_import_contracts() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout
     assert "0 broken" in done.stdout
+
+
+def test_the_core_reads_in_one_sitting() -> None:
+    """Files of a page or a few, functions that fit on a screen."""
+    for path in sorted((ROOT / "engine" / "core").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 300, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 40, f"{path}: {node.name}"
 
 
 def test_engine_is_an_empty_package() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from numbers import Integral
 
 from engine.core.errors import UserError
-from engine.core.policies.base import Order
+from engine.core.policies.order import Order
 from engine.core.request import Request
 from engine.core.view import View
 

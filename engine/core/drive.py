@@ -96,10 +96,8 @@ def drive(serving: Serving, source: Source, clock: Clock, in_flight: Count = 1) 
         elif serving.scheduler.is_idle:
             return end_ns
         else:
-            text = (
-                f"requests are outstanding at {now_ns} ns, none will arrive, and the scheduler plans nothing"
-            )
-            raise LawBroken(6, text)
+            what = "none will arrive, and the scheduler plans nothing"
+            raise LawBroken(6, f"requests are outstanding at {now_ns} ns, {what}")
 
 
 def _land(flight: Flight, serving: Serving, source: Source, clock: Clock) -> int:

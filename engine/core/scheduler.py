@@ -15,10 +15,12 @@ from functools import partial
 from typing import NamedTuple
 
 from engine.core import answers
+from engine.core.draft import Draft
 from engine.core.errors import UserError
 from engine.core.events import Event, EventKind
 from engine.core.plan import Finish, FinishReason, PreemptionKind, Rejection, StepPlan, StepResult
-from engine.core.policies.base import AgeingOrder, ChangingOrder, Order, Policies
+from engine.core.policies.base import Policies
+from engine.core.policies.order import AgeingOrder, ChangingOrder, Order
 from engine.core.queues import Queue, SortedQueue, VisitedQueue
 from engine.core.request import Request, Status
 from engine.core.spec import Capacity, Limits
@@ -119,18 +121,18 @@ class Scheduler:
         A plan without chunks only tells of others: transfers, preemptions, rejections or aborted requests.
         """
         self.state.tick(now_ns)
-        step = Step(self.state, self.policies, self.view)
-        step.rejections, self._rejections = self._rejections, []
+        draft, self._rejections = Draft(self._rejections), []
+        step = Step(self.state, self.policies, self.view, draft)
         self.policies.batching.fill(step)
-        for request, reason in step.rejected:
+        for request, reason in draft.rejected:
             self._take_leave(request, EventKind.REJECTED, reason)
-        if step.is_empty and (self._in_flight or not self._has_untold_end):
+        if draft.is_empty and (self._in_flight or not self._has_untold_end):
             return None
-        first_tokens = step.first_tokens()
-        plan = step.close(self._num_plans)
-        if step.preempted and self._in_flight:
-            self._await_tokens(step)
-        self._tell_moves(step)
+        first_tokens = draft.first_tokens()
+        plan = draft.freeze(self.state, self._num_plans, self.limits.max_num_batched_tokens - step.budget)
+        if draft.preempted and self._in_flight:
+            self._await_tokens(draft)
+        self._tell_moves(draft)
         self._in_flight.append(InFlight(plan, first_tokens, []))
         self._num_plans += 1
         return plan
@@ -209,11 +211,11 @@ class Scheduler:
             raise ValueError(f"the backend ends sequence {seq} of {request_id!r}, which did not run")
         return self.state.requests.get(finish.request_id)
 
-    def _await_tokens(self, step: Step) -> None:
+    def _await_tokens(self, draft: Draft) -> None:
         """Who is to be computed again while steps in flight bring it tokens cannot enter before these are
         there.
         """
-        victims = {request.id: request for request, _ in step.preempted if request.status is Status.WAITING}
+        victims = {request.id: request for request, _ in draft.preempted if request.status is Status.WAITING}
         for flight in self._in_flight:
             batch = flight.plan.chunks
             for request_id, samples in zip(batch.request_ids, batch.samples, strict=True):
@@ -234,15 +236,15 @@ class Scheduler:
         self._has_untold_end = True
         self._tell(request, kind, detail)
 
-    def _tell_moves(self, step: Step) -> None:
+    def _tell_moves(self, draft: Draft) -> None:
         """Tell who entered, came back or was preempted."""
-        for request in step.admitted:
+        for request in draft.admitted:
             first = request.num_preemptions == 0
             kind = EventKind.SCHEDULED if first else EventKind.RESUMED
             self._tell(request, kind, "" if first else PreemptionKind.RECOMPUTE)
-        for request in step.resumed:
+        for request in draft.resumed:
             self._tell(request, EventKind.RESUMED, PreemptionKind.SWAP)
-        for request, preemption in step.preempted:
+        for request, preemption in draft.preempted:
             self._tell(request, EventKind.PREEMPTED, preemption.kind)
 
     def _tell(self, request: Request, kind: EventKind, detail: str) -> None:

@@ -5,20 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from engine.core import answers
+from engine.core.draft import Draft
 from engine.core.errors import UserError
-from engine.core.plan import (
-    Batch,
-    Chunk,
-    PoolState,
-    Preemption,
-    PreemptionKind,
-    Recomputed,
-    Rejection,
-    StepPlan,
-    TableUpdate,
-    Transfer,
-)
-from engine.core.policies.base import Need, Policies
+from engine.core.plan import Preemption, PreemptionKind, Rejection
+from engine.core.policies.base import Policies
+from engine.core.policies.victim import Need
 from engine.core.queues import Queue
 from engine.core.request import Request, Status
 from engine.core.state import State
@@ -28,73 +19,52 @@ RUNNING = Status.RUNNING
 
 
 class Step:
-    """Collects the parts of a StepPlan while a batching program runs.
+    """Puts the parts of a plan into a draft while a batching program runs.
 
     Blocks move at once; progress and queues do not: both follow when the plan is closed, so that the verbs
     may be called in any order.
     """
 
-    __slots__ = (
-        "_chunks",
-        "_computing",
-        "_policies",
-        "_state",
-        "_transfers",
-        "_updates",
-        "admitted",
-        "budget",
-        "preempted",
-        "rejected",
-        "rejections",
-        "resumed",
-        "view",
-    )
+    __slots__ = ("_draft", "_policies", "_state", "budget", "view")
 
-    def __init__(self, state: State, policies: Policies, view: View) -> None:
+    def __init__(self, state: State, policies: Policies, view: View, draft: Draft) -> None:
         self._state = state
         self._policies = policies
+        self._draft = draft
         self.view = view
         self.budget = state.limits.max_num_batched_tokens
         """Tokens that this step may still compute."""
-        self._computing: list[Request] = []
-        """In batch order."""
-        self._chunks: dict[Request, Chunk] = {}
-        """Of those that do more than compute their newest token and get another."""
-        self._updates: dict[Request, list[TableUpdate]] = {}
-        self._transfers: list[Transfer] = []
-        self.admitted: list[Request] = []
-        self.resumed: list[Request] = []
-        self.preempted: list[tuple[Request, Preemption]] = []
-        """In the order in which the victims were taken."""
-        self.rejected: list[tuple[Request, str]] = []
-        """By this step; `rejections` has those before it too."""
-        self.rejections: list[Rejection] = []
 
     # What a program may ask.
 
     @property
     def batch(self) -> Sequence[Request]:
         """Those that compute something, in batch order."""
-        return self._computing
+        return self._draft.batch
+
+    @property
+    def admitted(self) -> Sequence[Request]:
+        """Those that have entered in this step."""
+        return self._draft.admitted
+
+    @property
+    def resumed(self) -> Sequence[Request]:
+        """Those that have come back from the host pool."""
+        return self._draft.resumed
 
     @property
     def is_all_decode(self) -> bool:
         """Each of them computes its newest token and gets one more."""
-        return not self._chunks
+        return not self._draft.chunks
 
     @property
     def num_preemptions(self) -> int:
         """Victims so far."""
-        return len(self.preempted)
+        return len(self._draft.preempted)
 
     def clip(self, request: Request) -> int:
         """What the token budget allows of what a request is behind by."""
         return min(request.num_behind, self.budget // len(request.seqs))
-
-    @property
-    def is_empty(self) -> bool:
-        """Nothing is computed or moved, and nobody had to go."""
-        return not (self._computing or self._transfers or self.preempted or self.rejections)
 
     # Whom a program may go through.
 
@@ -105,7 +75,7 @@ class Step:
         It decides what `advance` would, for each in turn. A program that stops iterating leaves the others
         without tokens.
         """
-        state, computing = self._state, self._computing
+        state, computing = self._state, self._draft.batch
         state.running.arrange()
         has_room, num_counted = self._has_room_for_decodes(), len(computing)
         for request in list(state.running):
@@ -138,12 +108,12 @@ class Step:
         headroom = self._policies.admission.headroom_per_seq
         if num_due + headroom * state.num_running_seqs > len(state.kv.device.free):
             return False
-        self._updates[request] = [state.kv.grow(request, num_tokens)]
+        self._draft.updates[request] = [state.kv.grow(request, num_tokens)]
         return True
 
     def _count(self, first: int) -> None:
         """Take the tokens of the decodes from this place in the batch on out of the budget."""
-        decodes = self._computing[first:]
+        decodes = self._draft.batch[first:]
         self.budget -= len(decodes)
         if self._state.has_parallel:
             self.budget -= sum(len(request.live) - 1 for request in decodes)
@@ -202,8 +172,8 @@ class Step:
             return False
         if num_tokens == 0 or not self._has_seats(request):
             return False
-        self._transfers.append(state.swap_in(request))
-        self.resumed.append(request)
+        self._draft.transfers.append(state.swap_in(request))
+        self._draft.resumed.append(request)
         self._enter(request, num_tokens)
         return True
 
@@ -224,7 +194,7 @@ class Step:
         if not 0 < num_tokens <= self.budget or not self._has_seats(request):
             return False
         state.admit(request)
-        self.admitted.append(request)
+        self._draft.admitted.append(request)
         self._enter(request, num_tokens)
         return True
 
@@ -237,19 +207,15 @@ class Step:
         state = self._state
         if victim.status is not RUNNING or victim in state.entrants:
             raise UserError(f"{victim} cannot be preempted: it does not run, or entered in this step")
-        if victim in self._computing:
-            self._computing.remove(victim)
-            chunk = self._chunks.pop(victim, None)
-            self.budget += len(victim.live) if chunk is None else chunk.num_tokens * len(chunk.seqs)
-        self._updates.pop(victim, None)
+        self.budget += self._draft.retract(victim)
         wanted = self._wants_swap(victim)
         swaps = wanted and self._has_host_room(victim)
         kind = PreemptionKind.SWAP if swaps else PreemptionKind.RECOMPUTE
-        self.preempted.append(
+        self._draft.preempted.append(
             (victim, Preemption(victim.id, kind, victim.num_kv_slots, wanted and not swaps))
         )
         if swaps:
-            self._transfers.append(state.swap_out(victim))
+            self._draft.transfers.append(state.swap_out(victim))
         else:
             state.recompute(victim)
 
@@ -265,14 +231,9 @@ class Step:
         self._compute(request, num_tokens)
 
     def _compute(self, request: Request, num_tokens: int) -> None:
-        """Put a chunk into the plan."""
-        seqs, start = request.seqs, request.num_computed_tokens
-        self._computing.append(request)
-        self.budget -= num_tokens * len(seqs)
-        is_last = start + num_tokens == request.num_tokens
-        if num_tokens > 1 or not is_last or start < request.num_prefill_tokens:
-            samples = request.live if is_last else ()
-            self._chunks[request] = Chunk(request.id, start, num_tokens, seqs, samples)
+        """Put its next tokens into the plan."""
+        self.budget -= num_tokens * len(request.seqs)
+        self._draft.compute(request, num_tokens)
 
     # Memory.
 
@@ -288,8 +249,8 @@ class Step:
     def _prepare(self, request: Request, num_slots: int) -> None:
         """Make the positions below `num_slots` writable."""
         updates, copies = self._state.kv.prepare(request, num_slots)
-        self._updates.setdefault(request, []).extend(updates)
-        self._transfers += copies
+        self._draft.updates.setdefault(request, []).extend(updates)
+        self._draft.transfers += copies
 
     def _victim(self, request: Request, num_blocks: int) -> Request:
         """Whom the policy wants to preempt so that a request finds its blocks."""
@@ -311,8 +272,8 @@ class Step:
 
     def _reject(self, request: Request, reason: str) -> None:
         """It can never go on: it ends here."""
-        self.rejected.append((request, reason))
-        self.rejections.append(Rejection(request.id, reason))
+        self._draft.rejected.append((request, reason))
+        self._draft.rejections.append(Rejection(request.id, reason))
         self._state.end(request)
 
     # The end of the step.
@@ -323,83 +284,8 @@ class Step:
         Requests of equal place keep their order. The queue stays so until it is arranged; one that the order
         policy does not sort is left alone.
         """
-        self._computing.sort(key=place)
+        self._draft.sort(place)
         self._state.rearrange_running(queue_place)
-
-    def close(self, step_id: int) -> StepPlan:
-        """Freeze the plan, and let everybody named in it make the progress that it plans."""
-        state = self._state
-        state.seat()
-        plan = StepPlan(
-            step_id,
-            self._batch(),
-            tuple([update for updates in self._updates.values() for update in updates]),
-            tuple(self._transfers),
-            tuple([preemption for _, preemption in self.preempted]),
-            tuple([request.id for request in self.admitted]),
-            tuple([request.id for request in self.resumed]),
-            tuple(self.rejections),
-            state.limits.max_num_batched_tokens - self.budget,
-            PoolState(
-                len(state.running),
-                len(state.waiting),
-                len(state.swapped),
-                state.kv.device.num_free,
-                state.kv.host.num_free,
-                state.num_kv_tokens,
-            ),
-            tuple(self._recomputed()) if self._chunks else (),
-        )
-        self._progress()
-        return plan
-
-    def first_tokens(self) -> list[Request]:
-        """Those whose prompt is complete with this step, in batch order."""
-        chunks = self._chunks
-        if not chunks:
-            return []
-        return [
-            request
-            for request in self._computing
-            if (chunk := chunks.get(request)) is not None
-            and chunk.samples
-            and chunk.start + chunk.num_tokens == request.num_prompt_tokens
-        ]
-
-    def _recomputed(self) -> Iterator[Recomputed]:
-        """What had been computed before, in batch order; a decode of an up-to-date request never had."""
-        for request in self._computing:
-            chunk = self._chunks.get(request)
-            if chunk is not None and chunk.start < request.max_computed_tokens:
-                num_tokens = min(request.max_computed_tokens, chunk.start + chunk.num_tokens) - chunk.start
-                yield Recomputed(request.id, num_tokens * len(chunk.seqs))
-
-    def _progress(self) -> None:
-        state, chunks = self._state, self._chunks
-        num_tokens = state.limits.max_num_batched_tokens - self.budget
-        for request, chunk in chunks.items():
-            num_tokens -= chunk.num_tokens * len(chunk.seqs)
-            state.advance(request, chunk.num_tokens, samples=bool(chunk.samples))
-        decodes = [one for one in self._computing if one not in chunks] if chunks else self._computing
-        state.advance_decodes(decodes, num_tokens)
-
-    def _batch(self) -> Batch:
-        """The chunks as columns. If they are the decodes of the last step, only the positions are new."""
-        computing, chunks, state = self._computing, self._chunks, self._state
-        starts = [request.num_computed_tokens for request in computing]
-        decodes, last = state.last_batch
-        if not chunks and decodes == computing:
-            return Batch(last.request_ids, starts, last.num_tokens, last.seqs, last.samples)
-        live = [request.live for request in computing]
-        request_ids = [request.id for request in computing]
-        if not chunks:
-            state.last_batch = computing, Batch(request_ids, starts, [1] * len(live), live, live)
-            return state.last_batch[1]
-        num_tokens, seqs, samples = [1] * len(live), live, list(live)
-        for index, chunk in enumerate(map(chunks.get, computing)):
-            if chunk is not None:
-                _, _, num_tokens[index], seqs[index], samples[index] = chunk
-        return Batch(request_ids, starts, num_tokens, seqs, samples)
 
 
 def _from_head(queue: Queue) -> Iterator[Request]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from engine.core.errors import UserError
-from engine.core.policies.base import CostEstimator
+from engine.core.policies.restore import CostEstimator
 from engine.core.work import Work
 
 

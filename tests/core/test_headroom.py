@@ -41,7 +41,7 @@ def each_running(self: Step) -> Iterator[Request]:
     running = self._state.running
     running.arrange()
     for request in list(running):
-        if request.status is Status.RUNNING:
+        if request.status is Status.RUNNING and request.num_tokens < request.max_num_tokens:
             if not self.clip(request):
                 return
             yield request

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from engine.core.policies.admission import FirstChunk, FullPrompt, Padded, Watermark
-from engine.core.policies.base import Need
 from engine.core.policies.batching import ArrivalFirstChunked, DecodeFirst, PrefillFirst, Static
 from engine.core.policies.order import NS_PER_S, Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
 from engine.core.policies.restore import Cheapest, Recompute, Swap, SwapIfSeveral
-from engine.core.policies.victim import LastAdmitted, LowestPriority
+from engine.core.policies.victim import LastAdmitted, LowestPriority, Need
 from engine.core.queues import Queue
 from engine.core.request import Request
 from engine.core.spec import Capacity, Limits, RequestSpec

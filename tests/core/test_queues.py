@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from engine.core.policies.base import Order, QueueName
-from engine.core.policies.order import Fcfs, Priority
+from engine.core.policies.order import Fcfs, Order, Priority, QueueName
 from engine.core.queues import Queue, SortedQueue, VisitedQueue
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.core.policies.base import Need
+from engine.core.policies.victim import Need
 from engine.core.request import Request
 from engine.core.view import View
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from engine.core.errors import UserError
-from engine.core.policies.base import Need
+from engine.core.policies.victim import Need
 from engine.core.request import Request
 from engine.core.view import View
 from experiments import run

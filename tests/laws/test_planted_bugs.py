@@ -17,8 +17,8 @@ from engine.core.kv_cache import KVCache
 from engine.core.laws import LawBroken, LawfulScheduler
 from engine.core.plan import Transfer
 from engine.core.policies.admission import FullPrompt
-from engine.core.policies.base import Verbs
 from engine.core.policies.batching import DecodeFirst, admit_clipped
+from engine.core.policies.verbs import Verbs
 from engine.core.request import Request
 from engine.core.scheduler import Scheduler
 from engine.core.spec import Limits

@@ -12,8 +12,8 @@ import pytest
 from engine.core.events import EventKind
 from engine.core.laws import LawfulScheduler
 from engine.core.policies.admission import FirstChunk, Watermark
-from engine.core.policies.base import Batching, Policies
-from engine.core.policies.batching import ArrivalFirstChunked, PrefillFirst
+from engine.core.policies.base import Policies
+from engine.core.policies.batching import ArrivalFirstChunked, Batching, PrefillFirst
 from engine.core.policies.order import Fcfs, Priority
 from engine.core.policies.reservation import OnDemand, WholePrompt
 from engine.core.policies.restore import Recompute

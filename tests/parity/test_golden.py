@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from engine.core.policies.admission import Watermark
-from engine.core.policies.base import Need
 from engine.core.policies.batching import DecodeFirst, Static
 from engine.core.policies.order import Fcfs
 from engine.core.policies.restore import Recompute
+from engine.core.policies.victim import Need
 from engine.core.request import Request
 from engine.core.view import View
 from tests.parity.golden import GOLDEN, Record, Run, load, names, without

@@ -15,11 +15,11 @@ from engine.core.drive import drive
 from engine.core.events import ENDINGS, Event, EventKind
 from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FirstChunk
-from engine.core.policies.base import Policies, Restore
+from engine.core.policies.base import Policies
 from engine.core.policies.batching import DecodeFirst
 from engine.core.policies.order import Fcfs
 from engine.core.policies.reservation import OnDemand
-from engine.core.policies.restore import Recompute, Swap
+from engine.core.policies.restore import Recompute, Restore, Swap
 from engine.core.policies.victim import LastAdmitted
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Observer, Serving

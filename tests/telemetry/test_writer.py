@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.core.events import EventKind
-from engine.core.policies.base import Restore
-from engine.core.policies.restore import Recompute, Swap
+from engine.core.policies.restore import Recompute, Restore, Swap
 from engine.telemetry.memory import binned_states
 from engine.telemetry.metrics import summarize
 from engine.telemetry.recorder import Recorder

@@ -4,11 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from engine.core.fields import AtLeast, Below, Natural, check_fields
 from engine.core.request import Request
 from engine.core.view import View
+
+
+class Admission(Protocol):
+    """May a request take memory now: on entering, on growing, on coming back."""
+
+    @property
+    def headroom_per_seq(self) -> int:
+        """Free blocks that each sequence of a request must find before it goes on, even if it needs
+        fewer.
+        """
+        ...
+
+    def screen(self, request: Request, view: View) -> str | None:
+        """Why an arriving request is rejected at once; None if it may wait.
+
+        The limits on what a request is (window, sequences) are the scheduler's own business.
+        """
+        ...
+
+    def never(self, request: Request, view: View) -> str | None:
+        """Why the request at the head of the queue could not even enter an empty pool; None if it could."""
+        ...
+
+    def enter(self, request: Request, num_tokens: int, view: View) -> bool:
+        """A waiting request may start with so many tokens."""
+        ...
+
+    def resume(self, request: Request, num_blocks: int, view: View) -> bool:
+        """A swapped request may come back, which takes `num_blocks`."""
+        ...
+
 
 Spared = Annotated[float, AtLeast(0), Below(1)]
 """The share of the pool that stays free."""

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from engine.core.policies.base import Verbs
+from engine.core.policies.verbs import Verbs
 from engine.core.request import Request
+
+
+class Batching(Protocol):
+    """How the token budget of a step is shared: a short program over requests."""
+
+    @property
+    def splits_prompts(self) -> bool:
+        """A prompt may be spread over steps (chunked prefill)."""
+        ...
+
+    def fill(self, step: Verbs) -> None:
+        """Run the program for one step."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

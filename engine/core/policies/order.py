@@ -2,12 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 from engine.core.fields import NonNegative, check_fields
-from engine.core.policies.base import QueueName
 from engine.core.request import Request
 from engine.core.view import View
+
+QueueName = Literal["waiting", "running", "swapped"]
+
+
+class Order(Protocol):
+    """Who is next in a queue."""
+
+    @property
+    def sorts(self) -> Sequence[str]:
+        """The queues ("waiting", "running", "swapped") kept in the order of `key`; others stay as they
+        came.
+        """
+        ...
+
+    def key(self, request: Request, view: View) -> tuple[float | str, ...]:
+        """Lowest first; the last element is the request id. Asked when the request joins a queue, or when the
+        queue is put in order.
+        """
+        ...
+
+
+@runtime_checkable
+class ChangingOrder(Order, Protocol):
+    """An order in which a key may change while its request stands in a queue."""
+
+    def has_changed(self, view: View) -> bool:
+        """Whether the queue at hand must be put in order anew."""
+        ...
+
+
+@runtime_checkable
+class AgeingOrder(Order, Protocol):
+    """An order in which priorities change as requests wait."""
+
+    def effective_priority(self, request: Request) -> float:
+        """What has become of `request.priority`; lower goes first. Only differences count."""
+        ...
+
 
 NS_PER_S = 1_000_000_000
 

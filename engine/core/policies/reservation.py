@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from engine.core.request import Request
 from engine.core.view import View
+
+
+class Reservation(Protocol):
+    """How much memory is set aside ahead of need."""
+
+    def tokens(self, request: Request, num_tokens: int, view: View) -> int:
+        """Tokens to hold blocks for when `num_tokens` are about to be computed; not fewer."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

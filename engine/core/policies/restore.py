@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
-from engine.core.policies.base import CostEstimator
 from engine.core.request import Request
 from engine.core.view import View
+
+
+class Restore(Protocol):
+    """How a victim comes back."""
+
+    def swaps(self, victim: Request, view: View) -> bool:
+        """Keep its KV in the host pool (True), or drop it and compute it again (False).
+
+        If the host pool has no room for it, it is recomputed whatever is answered here.
+        """
+        ...
+
+
+class CostEstimator(Protocol):
+    """What work costs in the world that a policy runs in; a policy that weighs costs takes one as `cost`."""
+
+    def recompute_ns(self, num_tokens: int) -> int:
+        """What computing the KV of `num_tokens` tokens from position 0 adds to a step."""
+        ...
+
+    def transfer_ns(self, num_blocks: int) -> int:
+        """Moving blocks between device and host, one way."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

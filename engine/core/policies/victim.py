@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from engine.core.policies.base import Need
 from engine.core.request import Request
 from engine.core.view import View
+
+
+class Need(NamedTuple):
+    """Why somebody has to go."""
+
+    request: Request
+    """It runs, and finds too few blocks."""
+    num_blocks: int
+    """Free blocks that it wants."""
+
+
+class Victim(Protocol):
+    """Whom to preempt when a running request finds no block."""
+
+    def choose(self, view: View, need: Need) -> Request:
+        """One of `view.running`, which is in queue order; it may be the one in need."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
