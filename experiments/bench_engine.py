@@ -1,10 +1,12 @@
 """Benchmark of the engine on a fixed workload, against transformers' continuous batching in one process.
 
     python -m experiments.bench_engine --dtype float32 --peer
+    python -m experiments.bench_engine --requests 16 --in-flight 1 2 --repeats 3
 
 The workload is mixed64 (64 requests, drawn from a seed), or JSON, `{"requests": [{"id", "prompt_token_ids",
 "max_new_tokens"}, ...]}`; all requests arrive at once and are decoded greedily to their length. The
-model is a Llama of 100 M parameters, random weights.
+model is a Llama of 100 M parameters, random weights. With several numbers of plans in flight the workload is
+served with each by turns, to the same tokens.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from rich.table import Table
 from engine.core.drive import drive
 from engine.core.errors import UserError
 from engine.core.events import Event
+from engine.core.fields import Count, check_value
 from engine.core.plan import StepPlan, StepResult
 from engine.core.policies.admission import FullPrompt
 from engine.core.policies.base import Policies
@@ -58,6 +61,9 @@ BLOCK_SIZE = 16
 VLLM_TOKENS_PER_S = {"float32": 505.0, "bfloat16": 771.0}
 """vLLM 0.32, CPU backend, mixed64, 2 threads of another CPU, which has AVX-512 and bfloat16 instructions."""
 
+COMPUTING = ("model", "sampling")
+"""The parts of a step in which the model is at work."""
+
 Outputs = dict[str, list[int]]
 
 
@@ -70,6 +76,14 @@ class Measurement(NamedTuple):
     wall_s: float
     cpu_s: float
     outputs: Outputs
+    parts_ns: Mapping[str, float] = {}
+    """Where the time of the steps went; empty for other engines."""
+    num_steps: int = 0
+
+    @property
+    def model_share(self) -> float | None:
+        """The share of wall time in which the model computed or sampled; None if that was not measured."""
+        return sum(self.parts_ns[name] for name in COMPUTING) / (self.wall_s * 1e9) if self.parts_ns else None
 
     @property
     def tokens_per_s(self) -> float:
@@ -79,7 +93,10 @@ class Measurement(NamedTuple):
 
 @dataclass(slots=True)
 class Recorder:
-    """Collects the tokens of each request, and where the time of the steps went."""
+    """Collects the tokens of each request, and where the time of the steps went.
+
+    With plans in flight, planning and bookkeeping are what of them did not hide behind another step.
+    """
 
     outputs: Outputs = field(default_factory=dict)
     parts_ns: dict[str, float] = field(default_factory=dict)
@@ -173,28 +190,53 @@ def measure(name: str, specs: Sequence[RequestSpec], run: Callable[[], Outputs])
     return Measurement(name, len(specs), num_output_tokens, wall_s, cpu_s, outputs)
 
 
-def measure_engine(specs: Sequence[RequestSpec], dtype: str) -> tuple[Measurement, Recorder]:
-    """Serve with this engine, with a pool that has room for all requests."""
-    model = load_dummy("LlamaConfig", LLAMA_100M, dtype=dtype)
-    num_blocks = sum(-(-spec.length_limit(LIMITS.max_model_len) // BLOCK_SIZE) for spec in specs)
-    backend = TorchBackend(model, LIMITS, block_size=BLOCK_SIZE, num_blocks=num_blocks)
-    policies = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand())
+class Engine:
+    """An engine of ours for one workload, with a pool that has room for all requests."""
 
-    def run(some: Sequence[RequestSpec]) -> Recorder:
+    def __init__(self, specs: Sequence[RequestSpec], dtype: str) -> None:
+        model = load_dummy("LlamaConfig", LLAMA_100M, dtype=dtype)
+        num_blocks = sum(-(-spec.length_limit(LIMITS.max_model_len) // BLOCK_SIZE) for spec in specs)
+        self._specs = specs
+        self._name = f"this engine, {model.packing.compute_dtype or dtype} products"
+        self._backend = TorchBackend(model, LIMITS, block_size=BLOCK_SIZE, num_blocks=num_blocks)
+        self._serve([RequestSpec("warm-up", 0, 64, 4)], 1)
+
+    def _serve(self, specs: Sequence[RequestSpec], in_flight: int) -> Recorder:
+        policies = Policies(Fcfs(), FullPrompt(), DecodeFirst(), LastAdmitted(), Recompute(), OnDemand())
         recorder = Recorder()
-        serving = Serving(Scheduler(backend.capacity, LIMITS, policies), backend, [recorder])
-        drive(serving, Listed(some), VirtualClock())
+        serving = Serving(Scheduler(self._backend.capacity, LIMITS, policies), self._backend, [recorder])
+        drive(serving, Listed(specs), VirtualClock(), in_flight)
         return recorder
 
-    run([RequestSpec("warm-up", 0, 64, 4)])
-    recorders: list[Recorder] = []
+    def measure(self, in_flight: int) -> Measurement:
+        """Serve the workload with so many plans out at once."""
+        recorders: list[Recorder] = []
 
-    def timed() -> Outputs:
-        recorders.append(run(specs))
-        return recorders[0].outputs
+        def timed() -> Outputs:
+            recorders.append(self._serve(self._specs, in_flight))
+            return recorders[0].outputs
 
-    return measure(f"this engine, {model.packing.compute_dtype or dtype} products", specs, timed), recorders[
-        0
+        name = self._name if in_flight == 1 else f"{self._name}, {in_flight} in flight"
+        measured = measure(name, self._specs, timed)
+        return measured._replace(parts_ns=recorders[0].parts_ns, num_steps=recorders[0].num_steps)
+
+
+def measure_by_turns(engine: Engine, in_flight: Sequence[int], num_repeats: int) -> list[Measurement]:
+    """For each number of plans in flight the measurement whose wall time is the (lower) median.
+
+    A shared machine is faster at one moment and slower at the next: each repeat measures with every number.
+
+    Raises:
+        RuntimeError: two of the runs gave different tokens.
+    """
+    repeats = [[engine.measure(number) for number in in_flight] for _ in range(num_repeats)]
+    first = repeats[0][0]
+    for other in (measured for repeat in repeats for measured in repeat):
+        if other.outputs != first.outputs:
+            raise RuntimeError(f"{other.name} gave other tokens than {first.name}")
+    return [
+        sorted(column, key=lambda measured: measured.wall_s)[(num_repeats - 1) // 2]
+        for column in zip(*repeats, strict=True)
     ]
 
 
@@ -239,11 +281,20 @@ def _generate(manager: transformers.ContinuousBatchingManager, specs: Sequence[R
 
 
 def report(measurements: Sequence[Measurement], dtype: str, console: Console) -> None:
-    """Print rates, and what they are relative to the first."""
+    """Print rates, what they are relative to the first, and where the time of this engine's steps went."""
     table = Table(
         title=f"{dtype}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     )
-    for column in ("engine", "requests", "output tokens", "wall s", "CPU s", "tokens/s", "this engine is"):
+    for column in (
+        "engine",
+        "requests",
+        "output tokens",
+        "wall s",
+        "CPU s",
+        "tokens/s",
+        "model",
+        "this engine is",
+    ):
         table.add_column(column, justify="left" if column == "engine" else "right")
     ours = measurements[0].tokens_per_s
     for m in measurements:
@@ -253,14 +304,18 @@ def report(measurements: Sequence[Measurement], dtype: str, console: Console) ->
             f"{m.wall_s:.1f}",
             f"{m.cpu_s:.1f}",
             f"{m.tokens_per_s:.1f}",
+            "" if m.model_share is None else f"{m.model_share:.1%}",
         )
         table.add_row(m.name, *map(str, row), f"{ours / m.tokens_per_s:.2f}x")
     vllm = VLLM_TOKENS_PER_S.get(dtype)
     if vllm is not None:
         table.add_row(
-            "vLLM, on a CPU with AVX-512", "64", "8837", "", "", f"{vllm:.0f}", f"{ours / vllm:.2f}x"
+            "vLLM, on a CPU with AVX-512", "64", "8837", "", "", f"{vllm:.0f}", "", f"{ours / vllm:.2f}x"
         )
     console.print(table)
+    for m in (m for m in measurements if m.parts_ns):
+        parts = ", ".join(f"{name} {ns / 1e9:.2f} s" for name, ns in m.parts_ns.items())
+        console.print(f"{m.name}: {m.num_requests} requests, {m.num_steps} steps: {parts}")
 
 
 @plain_errors
@@ -273,6 +328,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--requests", type=int, default=64, help="serve only the first so many of mixed64")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1], help="plans out at once")
+    parser.add_argument("--repeats", type=int, default=1, help="by turns; medians are shown")
     parser.add_argument(
         "--peer", action="store_true", help="measure transformers' continuous batching as well"
     )
@@ -280,20 +337,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--peer-requests", type=int, default=16, help="the peer serves only the first so many"
     )
     options = parser.parse_args(arguments)
+    check_value("--in-flight", options.in_flight, tuple[Count, ...])
+    check_value("--repeats", options.repeats, Count)
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     console = Console()
     specs = mixed64(options.requests) if options.workload is None else read_workload(options.workload)
-    ours, recorder = measure_engine(specs, options.dtype)
-    measurements = [ours]
+    measurements = measure_by_turns(Engine(specs, options.dtype), options.in_flight, options.repeats)
     if options.peer:
         few = specs[: options.peer_requests]
         if len(few) < len(specs):
-            measurements.append(measure_engine(few, options.dtype)[0])
+            measurements.append(Engine(few, options.dtype).measure(options.in_flight[0]))
         measurements.append(measure_peer(few, options.dtype))
     report(measurements, options.dtype, console)
-    parts = ", ".join(f"{name} {ns / 1e9:.2f} s" for name, ns in recorder.parts_ns.items())
-    console.print(f"{recorder.num_steps} steps: {parts}")
 
 
 if __name__ == "__main__":
