@@ -43,6 +43,39 @@ def test_replay_gives_the_same_plans() -> None:
     assert replay(lines, DEFAULT) is None
 
 
+@pytest.mark.parametrize("in_flight", [2, 3])
+def test_replay_with_plans_in_flight_and_aborts_between_them(in_flight: int) -> None:
+    """Plans are committed in order, whatever was planned, added or aborted since."""
+    sink, policies = io.StringIO(), replace(DEFAULT, restore=Swap())
+    trial = Trial(JournaledScheduler(Capacity(4, 2, 4), Limits(4, 16, 16), policies, sink), in_flight)
+    for name, num_prompt_tokens in (("a", 7), ("b", 4), ("c", 3), ("d", 2)):
+        trial.arrive(spec(name, num_prompt_tokens, max_tokens=6))
+    for aborted in (None, "b", None, "a"):
+        while len(trial.flights) < in_flight and trial.begin() is not None:
+            pass
+        if aborted is not None:
+            trial.abort(aborted)
+        trial.begin()
+        trial.end()
+        if aborted is None:
+            trial.backend.stop("c", 0)
+    trial.drain()
+    lines = sink.getvalue().splitlines()
+    assert _most_in_flight(lines) == in_flight + 1
+    assert replay(lines, policies) is None
+    stop = next(index for index, line in enumerate(lines) if '"stop"' in line)
+    lines[stop] = json.dumps(["commit", json.loads(lines[stop])[1], []])
+    assert replay(lines, policies) is not None, "that it ended is"
+
+
+def _most_in_flight(lines: list[str]) -> int:
+    depth = most = 0
+    for verb, _, what in map(json.loads, lines[1:]):
+        depth += (verb == "schedule" and what is not None) - (verb == "commit")
+        most = max(most, depth)
+    return most
+
+
 @pytest.mark.parametrize("index", range(0, len(every_combination()), 19))
 def test_replay_of_random_episodes(index: int) -> None:
     """Aborts, refusals, rejections, ends in any order, under every 19th combination of policies."""
