@@ -89,7 +89,7 @@ class Pool:
         unique, counts = np.unique(values, return_counts=True)
         self._pending.append((unique, counts))
         self._num_pending += len(unique)
-        if self._num_pending > len(self._values):  # so that each value is sorted a few times in all
+        if 4 * self._num_pending > len(self._values):  # so that time stays nearly linear
             self._merge()
 
     def distribution(self, name: str, unit: str, size: float) -> dict[str, float]:
@@ -113,12 +113,19 @@ class Pool:
         return float(low + (high - low) * (place - np.floor(place)))
 
     def _merge(self) -> None:
-        parts = [(self._values, self._counts), *self._pending]
-        values, counts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        self._values, places = np.unique(values, return_inverse=True)
-        self._counts = np.zeros(len(self._values), dtype=np.int64)
-        np.add.at(self._counts, places, counts)
+        """Take in what is pending; into sorted arrays, since sorting all again would take more memory."""
+        if not self._pending:
+            return
+        pending, pending_counts = (np.concatenate(columns) for columns in zip(*self._pending, strict=True))
         self._pending, self._num_pending = [], 0
+        values, places = np.unique(pending, return_inverse=True)
+        counts = np.zeros(len(values), dtype=np.int64)
+        np.add.at(counts, places, pending_counts)
+        at = np.searchsorted(self._values, values)
+        is_known = np.append(self._values, -1)[at] == values  # gaps are not negative
+        self._counts[at[is_known]] += counts[is_known]
+        self._values = np.insert(self._values, at[~is_known], values[~is_known])
+        self._counts = np.insert(self._counts, at[~is_known], counts[~is_known])
 
 
 def meets(latency: pd.DataFrame, slo_ms: Mapping[str, float]) -> pd.Series:

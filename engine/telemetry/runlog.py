@@ -192,7 +192,8 @@ class StoredLog:
     def requests(self) -> pd.DataFrame:
         """All requests, in order of arrival, without TOKEN_BY_TOKEN."""
         names = [name for name in pq.read_schema(self._requests).names if name not in TOKEN_BY_TOKEN]
-        return _by_arrival(to_frame(pq.read_table(self._requests, columns=names)))
+        frame = pd.concat(map(_with_shared_lists, _chunks(self._requests, names)), ignore_index=True)
+        return _by_arrival(frame)
 
     @property
     def num_steps(self) -> int:
@@ -212,6 +213,13 @@ def _chunks(path: Path, columns: Sequence[str]) -> Iterator[pd.DataFrame]:
     with pq.ParquetFile(path) as file:
         for index in range(file.num_row_groups):
             yield to_frame(file.read_row_group(index, list(columns) or None))
+
+
+def _with_shared_lists(requests: pd.DataFrame) -> pd.DataFrame:
+    """An array of its own for each request would take more memory than all other columns together."""
+    known: dict[bytes, object] = {}
+    lists = [known.setdefault(one.tobytes(), one.copy()) for one in requests["seq_num_output_tokens"]]
+    return requests.assign(seq_num_output_tokens=pd.Series(lists, requests.index, dtype="object"))
 
 
 def _by_arrival(requests: pd.DataFrame) -> pd.DataFrame:
