@@ -55,6 +55,7 @@ class Scheduler:
         self._ageing = policies.order if isinstance(policies.order, AgeingOrder) else None
         self.state = State(capacity, limits, partial(_queue, policies.order))
         self.view = View(self.state)
+        self._learning = policies.learning
         self._num_plans = 0
         self._in_flight: deque[InFlight] = deque()
         self._events: list[Event] = []
@@ -248,7 +249,10 @@ class Scheduler:
             self._tell(request, EventKind.PREEMPTED, preemption.kind)
 
     def _tell(self, request: Request, kind: EventKind, detail: str) -> None:
-        self._events.append(Event(self.state.now_ns, request.id, kind, detail, self._num_plans))
+        event = Event(self.state.now_ns, request.id, kind, detail, self._num_plans)
+        self._events.append(event)
+        for policy in self._learning:
+            policy.observe(event)
 
     def _told(self) -> list[Event]:
         """All events since the last commit; ids that no step in flight can name are free again."""

@@ -7,9 +7,11 @@ Whatever it sorts by ends in the request id, so that no tie is left to chance.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 from engine.core.errors import UserError
+from engine.core.events import Event
 from engine.core.fields import check_fields
 from engine.core.policies.admission import Admission
 from engine.core.policies.batching import Batching
@@ -18,6 +20,19 @@ from engine.core.policies.reservation import Reservation
 from engine.core.policies.restore import Restore
 from engine.core.policies.victim import Victim
 from engine.core.spec import Limits
+
+
+@runtime_checkable
+class Learning(Protocol):
+    """A policy of any axis that keeps state: it is told every event as it happens, in order.
+
+    What it decides may depend on these and on what a `View` shows, on nothing else: so a replay of the
+    journal with a fresh policy gives the same plans (law 9).
+    """
+
+    def observe(self, event: Event) -> None:
+        """Something has happened."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,12 @@ class Policies:
 
     def __post_init__(self) -> None:
         check_fields(self)  # each has the members of its axis
+
+    @property
+    def learning(self) -> list[Learning]:
+        """Those that keep state, in the order of the axes; one that serves two axes is told once."""
+        chosen = {id(policy): policy for policy in (getattr(self, field.name) for field in fields(self))}
+        return [policy for policy in chosen.values() if isinstance(policy, Learning)]
 
     def check(self, limits: Limits) -> None:
         """Whether a scheduler can work under these limits.
