@@ -20,7 +20,9 @@ from engine.core.scheduler import Scheduler
 from engine.core.spec import Capacity, Limits
 
 MAX_STEPS_WITHOUT_TOKEN = 3
-"""Law 6: a step may go to a preemption, the next to a rejection, but not more of them in a row."""
+"""Law 6: a step may go to a preemption, the next to a rejection, but not more of them in a row. A step in
+flight that brings tokens ends the row. The longest of a soak is 2, with several plans in flight 1.
+"""
 
 
 class LawBroken(AssertionError):
@@ -207,8 +209,10 @@ class LawfulScheduler(Scheduler):
         check_budget(plan, self.limits, self.state.kv.device.num_blocks)
         check_lengths(self, plan)
         check_exclusive_writes(self, plan)
-        self._steps_without_token = 0 if plan.num_tokens else self._steps_without_token + 1
-        if self.state.requests and self._steps_without_token > MAX_STEPS_WITHOUT_TOKEN:
+        brings_tokens = any(flight.plan.num_tokens for flight in self._in_flight)
+        stands_still = bool(self.state.requests) and not brings_tokens
+        self._steps_without_token = self._steps_without_token + 1 if stands_still else 0
+        if self._steps_without_token > MAX_STEPS_WITHOUT_TOKEN:
             raise LawBroken(
                 6, f"no token in {self._steps_without_token} steps: {list(self.state.requests.values())}"
             )

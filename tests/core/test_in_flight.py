@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.core.events import Event, EventKind
+from engine.core.laws import MAX_STEPS_WITHOUT_TOKEN
 from engine.core.plan import FinishReason, Preemption, PreemptionKind, StepPlan
 from engine.core.policies.restore import Swap
 from engine.core.request import Status
@@ -177,6 +178,17 @@ def test_events_name_the_step_that_was_being_planned() -> None:
         ("b", EventKind.FIRST_TOKEN, 3),
         ("b", EventKind.FINISHED, 3),
     ]
+
+
+def test_plans_that_only_reject_are_no_standstill_while_tokens_are_in_flight() -> None:
+    trial = on_trial()
+    trial.arrive(spec("a", 4, max_tokens=1))
+    begin(trial)
+    for number in range(MAX_STEPS_WITHOUT_TOKEN + 1):
+        trial.arrive(spec(f"long{number}", 64))
+        assert not names(begin(trial))
+    trial.drain()
+    assert trial.report()["rejected"] == MAX_STEPS_WITHOUT_TOKEN + 1
 
 
 def test_no_event_is_told_twice() -> None:
