@@ -165,18 +165,3 @@ def test_parts_that_change_from_step_to_step() -> None:
     assert [name for name in steps.columns if name.startswith("part_")] == ["part_x_ns", "part_y_ns"]
     np.testing.assert_array_equal(steps["part_x_ns"], [1.0, 3.0, 4.0])
     np.testing.assert_array_equal(steps["part_y_ns"], [0.0, 2.0, 0.0])
-
-
-def test_a_step_in_flight_may_name_who_has_ended() -> None:
-    """It brings no token any more, and the blocks are free after it."""
-    script = Script()
-    script.arrive("a", 0, 3)
-    script.step(0, 1, [prefill("a", 0, 3)], admitted=["a"], updates=[TableUpdate("a", 0, 0, (0,))])
-    end = [ended("a", EventKind.FINISHED, 2)]
-    script.step(1, 2, [decode("a", 3)], finished=[("a", 0)], events=end)
-    script.step(2, 3, [decode("a", 4)], updates=[TableUpdate("a", 0, 1, (1,))])
-    script.arrive("b", 3, 2)
-    script.step(3, 4, [prefill("b", 0, 2)], admitted=["b"], updates=[TableUpdate("b", 0, 0, (2,))])
-    log = script.log()
-    assert log.requests["num_output_tokens"].tolist() == [2, 1]
-    assert log.steps["num_table_blocks"].tolist() == [1, 1, 2, 1]
