@@ -83,3 +83,35 @@ def test_parallel_sampling_equals_separate_requests(chunked, pressure, in_flight
             assert together.tokens[f"{i}/{seed}", seq] == apart.tokens[f"{i}/{seed + seq}", 0]
     assert together.num_copies > 0  # sequences parted within a block: copy-on-write
     assert kind is None or together.preemptions
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+@pytest.mark.parametrize("pressure", PRESSURE)
+def test_a_stop_token_that_nobody_could_foresee(pressure, in_flight):
+    """Each sequence stops at its sixth token or before, wherever that token came first; others go on."""
+    model, answers = model_and_answers("llama")
+    restore, num_blocks, num_host_blocks, kind = PRESSURE[pressure]
+    stops = [None if i % 3 == 2 else answer[5] for i, answer in enumerate(answers)]
+    specs = [
+        request(
+            f"r{i}", prompt, NUM_TOKENS, sampling=Sampling(stop_token_ids=() if stop is None else (stop,))
+        )
+        for i, (prompt, stop) in enumerate(zip(prompts(LENGTHS), stops, strict=True))
+    ]
+    recorder = run(
+        model,
+        specs,
+        chunked=True,
+        restore=restore,
+        num_blocks=num_blocks,
+        num_host_blocks=num_host_blocks,
+        in_flight=in_flight,
+    )
+    wanted = [
+        answer if stop is None else answer[: answer.index(stop) + 1]
+        for answer, stop in zip(answers, stops, strict=True)
+    ]
+    assert [recorder.tokens[spec.request_id, 0] for spec in specs] == wanted
+    reasons = [recorder.endings[spec.request_id].detail for spec in specs]
+    assert reasons == ["length" if stop is None else "stop" for stop in stops]
+    assert kind is None or recorder.preemptions
