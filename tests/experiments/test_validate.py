@@ -209,7 +209,9 @@ def test_a_policy_that_weighs_costs_gets_those_of_its_world(cli: Cli, cost_path:
     assert "no costs are known here. Measure this engine" in without.err
     assert "cost=fitted cost.path=" in without.err
 
-    pressed = ("pool=tight", "workload.num_requests=12", "workload.rate_per_s=1000", "journal=inputs")
+    # So little room that several are preempted, whatever the pace of the machine.
+    pool = ("pool=tight", "pool.num_blocks=64")
+    pressed = (*pool, "workload.num_requests=24", "workload.rate_per_s=1000", "journal=inputs")
     engine = ("backend=torch", "restore=cheapest", "cost=fitted", f"cost.path={cost_path}", *pressed)
     finished = cli(run.main, *engine, "plots=false", "timeline=false")
     assert finished.code == 0, finished.err
