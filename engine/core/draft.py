@@ -27,12 +27,12 @@ class Draft:
     """
 
     __slots__ = (
+        "_arrivals_rejected",
         "admitted",
         "batch",
         "chunks",
         "preempted",
         "rejected",
-        "rejections",
         "resumed",
         "transfers",
         "updates",
@@ -49,15 +49,19 @@ class Draft:
         self.resumed: list[Request] = []
         self.preempted: list[tuple[Request, Preemption]] = []
         """In the order in which the victims were taken."""
-        self.rejections = rejections
-        """Told with this plan, those of arrivals since the last one included."""
+        self._arrivals_rejected = rejections
         self.rejected: list[tuple[Request, str]] = []
-        """Those by this step."""
+        """By this step, and why."""
 
     @property
     def is_empty(self) -> bool:
         """Nothing is computed or moved, and nobody had to go."""
         return not (self.batch or self.transfers or self.preempted or self.rejections)
+
+    @property
+    def rejections(self) -> list[Rejection]:
+        """What the plan tells of: arrivals since the last one first."""
+        return self._arrivals_rejected + [Rejection(request.id, why) for request, why in self.rejected]
 
     def compute(self, request: Request, num_tokens: int) -> None:
         """A request computes its next tokens, and samples if that brings it up to date."""

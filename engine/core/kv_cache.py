@@ -6,6 +6,9 @@ The tables themselves lie in `Request.tables`; only this class changes them.
 
 from __future__ import annotations
 
+from collections import Counter
+from itertools import chain
+
 from engine.core.blocks import BlockPool
 from engine.core.plan import TableUpdate, Transfer, TransferKind
 from engine.core.request import Request
@@ -53,8 +56,8 @@ class KVCache:
 
     def num_blocks_freed_by(self, request: Request) -> int:
         """Device blocks that nobody but this running request holds."""
-        own = [block_id for table in request.tables.values() for block_id in table]
-        return sum(own.count(block_id) == self.device.num_holders[block_id] for block_id in set(own))
+        own = Counter(chain.from_iterable(request.tables.values()))
+        return sum(self.device.num_holders[block_id] == count for block_id, count in own.items())
 
     def prepare(self, request: Request, num_tokens: int) -> tuple[list[TableUpdate], list[Transfer]]:
         """Make positions up to `num_tokens` - 1 writable for the sequences that compute next.

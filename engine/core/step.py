@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from engine.core import answers
 from engine.core.draft import Draft
 from engine.core.errors import UserError
-from engine.core.plan import Preemption, PreemptionKind, Rejection
+from engine.core.plan import Preemption, PreemptionKind
 from engine.core.policies.base import Policies
 from engine.core.policies.victim import Need
 from engine.core.queues import Queue
@@ -273,7 +273,6 @@ class Step:
     def _reject(self, request: Request, reason: str) -> None:
         """It can never go on: it ends here."""
         self._draft.rejected.append((request, reason))
-        self._draft.rejections.append(Rejection(request.id, reason))
         self._state.end(request)
 
     # The end of the step.

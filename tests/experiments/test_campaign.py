@@ -10,7 +10,6 @@ import pytest
 
 from engine.core.drive import drive
 from engine.core.spec import Capacity, Limits, RequestSpec
-from engine.core.work import Work
 from engine.telemetry.schema import World
 from experiments.calibrate import Calibration
 from experiments.campaign import Campaign, Cell
@@ -20,23 +19,11 @@ from experiments.worlds import Outcome, Run, Stage
 from sim.backend import SimulatedBackend
 from sim.clock import SimulatedClock
 from sim.pace import Pace, steady
+from tests.experiments.costs import PerStep
 from tests.test_configs import composed
 
 LIMITS, CAPACITY = Limits(8, 64, 128), Capacity(64, 64, 16)
 CELLS = [Cell(1.5, "swap"), Cell(1.5, "recompute"), Cell(0.7, "swap")]
-
-
-class PerStep:
-    """Every step takes 1 ms."""
-
-    def parts_ns(self, step: Work) -> dict[str, float]:
-        return {"overhead": 1e6}
-
-    def recompute_ns(self, num_tokens: int) -> int:
-        return num_tokens
-
-    def transfer_ns(self, num_blocks: int) -> int:
-        return num_blocks
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from engine.core.spec import Capacity, Limits
-from engine.core.work import Work
 from experiments.compose import build, contenders_from_config, policies_maker
 from experiments.loads import slowest_per_s, workloads_at_loads
 from experiments.twins import simulated_stage
+from tests.experiments.costs import PerStep
 from tests.test_configs import composed
 
 LIMITS = Limits(32, 2048, 512)
-
-
-class PerStep:
-    """Every step takes 1 ms, so who serves several requests in one is faster."""
-
-    def parts_ns(self, step: Work) -> dict[str, float]:
-        return {"overhead": 1e6}
-
-    def recompute_ns(self, num_tokens: int) -> int:
-        return num_tokens
-
-    def transfer_ns(self, num_blocks: int) -> int:
-        return num_blocks
 
 
 def test_the_slowest_contender_sets_the_rate() -> None:

@@ -33,6 +33,16 @@ MAX_STEPS = 3_000
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
+def assert_soak_breaks(law: int, max_steps: int) -> None:
+    """Random episodes break this law, and no other, within so many steps."""
+    total: Counter[str] = Counter()
+    with pytest.raises(LawBroken) as caught:
+        for counts in soak(seed=1, num_steps=max_steps, make=LawfulScheduler):
+            total += counts
+    assert caught.value.number == law, caught.value
+    assert total["steps"] < max_steps
+
+
 def leak_on_abort(patch: pytest.MonkeyPatch) -> None:
     """An aborted request forgets to give its last block back."""
     end = Scheduler._end
@@ -185,12 +195,7 @@ OTHERS: list[tuple[Plant, int]] = [
 @pytest.mark.parametrize(("plant", "law"), REQUIRED + OTHERS)
 def test_the_seeded_driver_catches(plant: Plant, law: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    total: Counter[str] = Counter()
-    with pytest.raises(LawBroken) as caught:
-        for counts in soak(seed=1, num_steps=MAX_STEPS, make=LawfulScheduler):
-            total += counts
-    assert caught.value.number == law, caught.value
-    assert total["steps"] < MAX_STEPS
+    assert_soak_breaks(law, MAX_STEPS)
 
 
 def test_a_double_release_is_an_error_with_the_laws_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from engine.core.events import Event, EventKind
-from engine.core.laws import LawBroken, LawfulScheduler
 from engine.core.plan import Finish, StepPlan, StepResult
 from engine.core.request import Request, Status
 from engine.core.scheduler import Scheduler
 from engine.core.serving import Flight, Serving
 from engine.core.state import State
-from experiments.soak import soak
+from tests.laws.test_planted_bugs import Plant, assert_soak_breaks
 
 MAX_STEPS = 6_000
-
-Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def count_a_stale_token_twice(patch: pytest.MonkeyPatch) -> None:
@@ -174,9 +169,4 @@ PLANTED: list[tuple[Plant, int]] = [
 @pytest.mark.parametrize(("plant", "law"), PLANTED)
 def test_the_seeded_driver_catches(plant: Plant, law: int, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
-    total: Counter[str] = Counter()
-    with pytest.raises(LawBroken) as caught:
-        for counts in soak(seed=1, num_steps=MAX_STEPS, make=LawfulScheduler):
-            total += counts
-    assert caught.value.number == law, caught.value
-    assert total["steps"] < MAX_STEPS
+    assert_soak_breaks(law, MAX_STEPS)
