@@ -215,3 +215,21 @@ def test_a_period_ends_once_where_the_driver_looks_for_the_next_step(joined: Joi
     for now_ns in (25, 40):
         assert joined.serving.begin(now_ns) is None
     assert joined.ear.closed_ns == [13, 25]
+
+
+def test_a_period_ends_with_its_step_while_another_is_in_flight(joined: Joined) -> None:
+    """What is done about a step then hides behind the next one, which began when this one ended."""
+    serving, ear = joined.serving, joined.ear
+    serving.arrive(spec("a", 4, max_tokens=9), 0)
+    first, second = serving.begin(0), serving.begin(0)
+    assert first is not None and second is not None
+    serving.finish(first, StepResult(10), 10)
+    assert ear.closed_ns == [10]
+    third = serving.begin(13)
+    assert third is not None
+    serving.finish(second, StepResult(11), 21)
+    serving.finish(third, StepResult(9), 30)
+    assert ear.steps == [(0, 0, 10), (1, 10, 21), (2, 21, 30)]
+    assert ear.closed_ns == [10, 21], "nothing is in flight behind the third: it is open"
+    serving.begin(34)
+    assert ear.closed_ns == [10, 21, 34]
